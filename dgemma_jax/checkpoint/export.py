@@ -1,0 +1,32 @@
+"""From parameters to a checkpoint folder in the published layout, which `load` and transformers read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from dgemma_jax.checkpoint.names import entries
+from dgemma_jax.checkpoint.safetensors import write_tensors
+from dgemma_jax.config import GenerationConfig, ModelConfig
+from dgemma_jax.config_json import write_config
+
+
+def published_tensors(config: ModelConfig, params: nnx.State, dtype: jnp.dtype) -> Iterator[tuple[str, np.ndarray]]:
+    """Every tensor under its published name, in its published shape."""
+    values = dict(nnx.to_flat_state(params))
+    for entry in entries(config):
+        yield entry.name, np.asarray(values[entry.path][...]).astype(dtype).reshape(entry.published_shape)
+
+
+def export(
+    folder: Path, config: ModelConfig, generation: GenerationConfig, params: nnx.State, dtype: jnp.dtype
+) -> None:
+    """Writes config.json, generation_config.json and model.safetensors into a folder that exists or is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_config(config, generation, folder)
+    tensors = dict(published_tensors(config, params, dtype))
+    write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
