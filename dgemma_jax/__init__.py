@@ -1,0 +1,20 @@
+"""DiffusionGemma in JAX: `load` a checkpoint folder, then prefill, denoise, commit, or generate."""
+
+from dgemma_jax.config import DIFFUSION_GEMMA_26B_A4B, PRESETS, GenerationConfig, ModelConfig, TextConfig, VisionConfig
+from dgemma_jax.generate import CanvasCommitted, Finished, stream
+from dgemma_jax.pretrained import Generated, Model, load
+
+__all__ = [
+    "DIFFUSION_GEMMA_26B_A4B",
+    "PRESETS",
+    "CanvasCommitted",
+    "Finished",
+    "Generated",
+    "GenerationConfig",
+    "Model",
+    "ModelConfig",
+    "TextConfig",
+    "VisionConfig",
+    "load",
+    "stream",
+]

@@ -1,0 +1,91 @@
+"""The jitted programs: what runs on the device, each compiled once per shape.
+
+They take the model as structure and parameters, so that nothing of the module is traced at call time.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dgemma_jax import cache as kv
+from dgemma_jax.model.diffusion_gemma import place_soft_tokens
+from dgemma_jax.sampling import denoise as loop
+from dgemma_jax.sampling import head
+from dgemma_jax.sampling.draws import Draws, KeyedDraws, row_keys
+from dgemma_jax.sampling.settings import Settings
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def encode(
+    graphdef: nnx.GraphDef,
+    params: nnx.State,
+    cache: kv.Cache,
+    tokens_BT: jax.Array,
+    count_B: jax.Array,
+    soft_BTD: jax.Array | None = None,
+) -> kv.Cache:
+    """See `DiffusionGemma.encode`."""
+    return nnx.merge(graphdef, params).encode(cache, tokens_BT, count_B, soft_BTD)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def soft_tokens(
+    graphdef: nnx.GraphDef, params: nnx.State, tokens_BT: jax.Array, patches_INP: jax.Array, positions_IN2: jax.Array
+) -> jax.Array:
+    """Images through the vision tower, and their soft tokens put where the image tokens are: [B, T, D]."""
+    model = nnx.merge(graphdef, params)
+    return place_soft_tokens(model.vision(patches_INP, positions_IN2), tokens_BT == model.config.image_token_id)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def denoise_logits(
+    graphdef: nnx.GraphDef,
+    params: nnx.State,
+    cache: kv.Cache,
+    canvas_BL: jax.Array,
+    previous_logits_BLV: jax.Array | None,
+) -> jax.Array:
+    """One denoising pass: float32 logits [B, L, V]."""
+    model = nnx.merge(graphdef, params)
+    soft_BLD = None if previous_logits_BLV is None else head.soft_embedding(model.text, previous_logits_BLV)
+    return model.text.logits(model.denoise(cache, canvas_BL, soft_BLD))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def denoise_canvas(
+    graphdef: nnx.GraphDef,
+    params: nnx.State,
+    cache: kv.Cache,
+    settings: Settings,
+    seed_B: jax.Array,
+    canvas_index_B: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """One canvas of every row, from noise to its end: the argmax canvas [B, L] and the steps it took [B]."""
+    model = nnx.merge(graphdef, params)
+    config = model.config
+    draws = KeyedDraws(row_keys(seed_B, canvas_index_B), config.canvas_length, config.text.vocab_size)
+    state = loop.denoise(model, cache, settings, draws)
+    return state.argmax_BL, state.step_B
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def denoise_step(
+    graphdef: nnx.GraphDef, params: nnx.State, cache: kv.Cache, state: loop.State, settings: Settings, draws: Draws
+) -> loop.State:
+    """A single step, for those who want to look between steps."""
+    return loop.step(nnx.merge(graphdef, params), cache, state, settings, draws)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def grow(cache: kv.Cache, capacity: int, window: int) -> kv.Cache:
+    """See `cache.grow`."""
+    return kv.grow(cache, capacity, window)
+
+
+def as_tokens(tokens: object) -> jax.Array:
+    """Token ids as int32 on the device."""
+    return jnp.asarray(tokens, jnp.int32)

@@ -1,0 +1,10 @@
+"""The model: modules declare parameters, pure functions compute.
+
+Key to the capital letters that end tensor names (`x_BTD` has shape [batch, queries, width]):
+
+    B rows (requests)    T queries            S keys              L canvas positions
+    D width              H query heads        K key/value heads   G queries per key/value head
+    C head size          F hidden units       E experts           X chosen experts
+    V vocabulary         I images             N patches           P numbers in a patch
+    M soft tokens        W vision width       A tokens of all rows, flattened
+"""

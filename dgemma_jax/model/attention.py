@@ -1,0 +1,92 @@
+"""Attention over segments of keys: what is cached, and what is being computed now.
+
+The segments are scored apart and merged through their common maximum and sum, so the cache is read where it
+lies: nothing is concatenated, copied or written (FlashAttention's merge, arXiv 2205.14135, section 3.1).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dgemma_jax.config import SLIDING, LayerType, TextConfig
+from dgemma_jax.model.norms import RMSNorm, rms_norm
+from dgemma_jax.model.parameter import einsum, weight
+from dgemma_jax.model.rope import Rotation, rotate
+
+MASKED = -1e30  # finite: a row with no visible key in one segment must not become NaN
+
+
+class KeyValue(NamedTuple):
+    """Keys (normed and rotated) and values (normed) of one layer."""
+
+    key_BSKC: jax.Array
+    value_BSKC: jax.Array
+
+
+class Segment(NamedTuple):
+    """Keys and values, and which query may see which key (None: every query sees all)."""
+
+    key_value: KeyValue
+    mask_BTS: jax.Array | None
+
+
+def attend(q_BTHC: jax.Array, segments: list[Segment]) -> jax.Array:
+    """Softmax attention with scale 1 over the union of the segments: [B, T, H, C].
+
+    Every query must see at least one key in some segment.
+    """
+    B, T, H, C = q_BTHC.shape
+    K = segments[0].key_value.key_BSKC.shape[2]
+    q_BTKGC = q_BTHC.reshape(B, T, K, H // K, C)
+    scores = [_score(q_BTKGC, segment) for segment in segments]
+    max_BKGT1 = jnp.max(jnp.stack([jnp.max(score, axis=-1) for score in scores]), axis=0)[..., None]
+    total_BKGT1 = jnp.zeros_like(max_BKGT1)
+    out_BTKGC = jnp.zeros((B, T, K, H // K, C), jnp.float32)
+    for score_BKGTS, segment in zip(scores, segments, strict=True):
+        weight_BKGTS = jnp.exp(score_BKGTS - max_BKGT1)
+        total_BKGT1 += jnp.sum(weight_BKGTS, axis=-1, keepdims=True)
+        value_BSKC = segment.key_value.value_BSKC
+        out_BTKGC += einsum("bkgts,bskc->btkgc", weight_BKGTS.astype(value_BSKC.dtype), value_BSKC).astype(jnp.float32)
+    total_BTKG1 = jnp.moveaxis(total_BKGT1, 3, 1)
+    return (out_BTKGC / total_BTKG1).reshape(B, T, H, C).astype(q_BTHC.dtype)
+
+
+def _score(q_BTKGC: jax.Array, segment: Segment) -> jax.Array:
+    # fp32: the softmax is the reference's fp32 softmax.
+    score_BKGTS = einsum("btkgc,bskc->bkgts", q_BTKGC, segment.key_value.key_BSKC).astype(jnp.float32)
+    if segment.mask_BTS is None:
+        return score_BKGTS
+    return jnp.where(segment.mask_BTS[:, None, None], score_BKGTS, MASKED)
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention of one text layer. Full layers have no value projection: the values are the raw keys."""
+
+    def __init__(self, config: TextConfig, layer_type: LayerType, rngs: nnx.Rngs, dtype: jnp.dtype):
+        heads, kv_heads = config.num_attention_heads, config.key_value_heads(layer_type)
+        size, width = config.head_size(layer_type), config.hidden_size
+        self.q_HCD = weight(rngs, dtype, heads=heads, head=size, embed=width)
+        self.k_KCD = weight(rngs, dtype, kv_heads=kv_heads, head=size, embed=width)
+        self.v_KCD = weight(rngs, dtype, kv_heads=kv_heads, head=size, embed=width) if layer_type == SLIDING else None
+        self.o_DHC = weight(rngs, dtype, std=(heads * size) ** -0.5, embed=width, heads=heads, head=size)
+        # Attention has no 1/sqrt(C): trained models learn it in these scales, a fresh one starts there.
+        self.q_norm = RMSNorm(size, config.rms_norm_eps, dtype, axis="head", start=size**-0.25)
+        self.k_norm = RMSNorm(size, config.rms_norm_eps, dtype, axis="head", start=size**-0.25)
+
+    def __call__(
+        self, x_BTD: jax.Array, turn: Rotation, past: Segment | None, mask_BTT: jax.Array | None
+    ) -> tuple[jax.Array, KeyValue]:
+        """Attends to `past` (if any) and to the tokens themselves; returns the output and the tokens' own keys."""
+        q_BTHC = rotate(self.q_norm(einsum("btd,hcd->bthc", x_BTD, self.q_HCD[...])), turn)
+        raw_key_BTKC = einsum("btd,kcd->btkc", x_BTD, self.k_KCD[...])
+        raw_value_BTKC = raw_key_BTKC if self.v_KCD is None else einsum("btd,kcd->btkc", x_BTD, self.v_KCD[...])
+        new = KeyValue(
+            rotate(self.k_norm(raw_key_BTKC), turn),
+            rms_norm(raw_value_BTKC, None, self.k_norm.epsilon),
+        )
+        segments = [Segment(new, mask_BTT)] if past is None else [past, Segment(new, mask_BTT)]
+        return einsum("bthc,dhc->btd", attend(q_BTHC, segments), self.o_DHC[...]), new

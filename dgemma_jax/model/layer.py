@@ -1,0 +1,67 @@
+"""One text layer: attention, then a dense MLP and the experts side by side."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dgemma_jax.config import LayerType, TextConfig
+from dgemma_jax.model.attention import Attention, KeyValue, Segment
+from dgemma_jax.model.mlp import GatedMLP
+from dgemma_jax.model.moe import Experts
+from dgemma_jax.model.norms import RMSNorm
+from dgemma_jax.model.parameter import constant
+from dgemma_jax.model.rope import Rotation
+from dgemma_jax.model.router import Router, Routing
+
+Mode = Literal["encoder", "decoder"]
+
+
+class LayerOutput(NamedTuple):
+    """The residual stream, the tokens' own keys and values, and how they were routed."""
+
+    x_BTD: jax.Array
+    key_value: KeyValue
+    routing: Routing
+
+
+class Layer(nnx.Module):
+    """The same weights read the prompt (encoder) and the canvas (decoder); only the output scalar differs."""
+
+    def __init__(self, config: TextConfig, layer_type: LayerType, rngs: nnx.Rngs, dtype: jnp.dtype, backend: str):
+        def norm() -> RMSNorm:
+            return RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
+
+        def out_norm() -> RMSNorm:
+            # A fresh model adds half-sized branches to the residual stream: it trains more evenly from scratch.
+            return RMSNorm(config.hidden_size, config.rms_norm_eps, dtype, start=0.5)
+
+        self.layer_type = layer_type
+        self.attention_norm, self.attention_out_norm = norm(), out_norm()
+        self.attention = Attention(config, layer_type, rngs, dtype)
+        self.mlp_norm, self.mlp_out_norm = norm(), norm()
+        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, rngs, dtype)
+        self.experts_norm, self.experts_out_norm = norm(), norm()
+        self.router = Router(config, rngs, dtype)
+        self.experts = Experts(config, rngs, dtype, backend)
+        self.feedforward_out_norm = out_norm()
+        self.encoder_scalar_1 = constant(1.0, dtype, one=1)
+        self.decoder_scalar_1 = constant(1.0, dtype, one=1)
+
+    def __call__(
+        self, x_BTD: jax.Array, turn: Rotation, past: Segment | None, mask_BTT: jax.Array | None, mode: Mode
+    ) -> LayerOutput:
+        """Reads `past` and the tokens themselves, as far as the masks allow."""
+        attended_BTD, key_value = self.attention(self.attention_norm(x_BTD), turn, past, mask_BTT)
+        x_BTD = x_BTD + self.attention_out_norm(attended_BTD)
+        # The router reads the residual stream itself; the experts and the MLP each read their own norm of it.
+        x_AD = x_BTD.reshape(-1, x_BTD.shape[-1])
+        routing = self.router(x_AD)
+        expert_BTD = self.experts(self.experts_norm(x_AD), routing).reshape(x_BTD.shape)
+        mlp_BTD = self.mlp(self.mlp_norm(x_BTD))
+        x_BTD = x_BTD + self.feedforward_out_norm(self.mlp_out_norm(mlp_BTD) + self.experts_out_norm(expert_BTD))
+        scalar = self.encoder_scalar_1 if mode == "encoder" else self.decoder_scalar_1
+        return LayerOutput(x_BTD * scalar[...][0], key_value, routing)

@@ -1,0 +1,33 @@
+"""Declaring a parameter, once: its sizes, its logical axes, its start value.
+
+    self.q_HCD = weight(rngs, dtype, heads=16, head=256, embed=2816)
+
+The keywords are the logical axes in order, the values their sizes. `sharding.py` maps axes to devices;
+the checkpoint reader, the byte counts and the initialiser all read this one declaration. Weights keep the
+published layout (output axes first), so a memory-mapped tensor becomes a parameter by a reshape.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+def weight(rngs: nnx.Rngs, dtype: jnp.dtype, *, std: float | None = None, **axes: int) -> nnx.Param:
+    """A matrix, normal with `std` (default: one over the square root of its last axis, the fan-in)."""
+    shape = tuple(axes.values())
+    scale = shape[-1] ** -0.5 if std is None else std
+    value = (jax.random.normal(rngs.params(), shape, jnp.float32) * scale).astype(dtype)
+    return nnx.Param(value, axes=tuple(axes))
+
+
+def constant(value: float, dtype: jnp.dtype, **axes: int) -> nnx.Param:
+    """A vector that starts the same everywhere: norm scales, layer scalars, clipping bounds."""
+    return nnx.Param(jnp.full(tuple(axes.values()), value, dtype), axes=tuple(axes))
+
+
+def einsum(formula: str, *operands: jax.Array) -> jax.Array:
+    """`jnp.einsum` whose float32 is float32: GPUs and TPUs would otherwise round float32 inputs to 10 bits."""
+    exact = all(x.dtype == jnp.float32 for x in operands)
+    return jnp.einsum(formula, *operands, precision=jax.lax.Precision.HIGHEST if exact else None)

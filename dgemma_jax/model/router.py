@@ -1,0 +1,43 @@
+"""Choosing experts: which, and with what weight."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dgemma_jax.config import TextConfig
+from dgemma_jax.model.norms import rms_norm
+from dgemma_jax.model.parameter import constant, einsum, weight
+
+
+class Routing(NamedTuple):
+    """Chosen experts of each token, their weights, and the probabilities they were chosen from."""
+
+    expert_AX: jax.Array
+    weight_AX: jax.Array
+    probability_AE: jax.Array
+
+
+class Router(nnx.Module):
+    """Scores every expert on the residual stream, with its own unscaled norm."""
+
+    def __init__(self, config: TextConfig, rngs: nnx.Rngs, dtype: jnp.dtype):
+        self.proj_ED = weight(rngs, dtype, std=1.0, experts=config.num_experts, embed=config.hidden_size)
+        self.scale_D = constant(1.0, dtype, embed=config.hidden_size)
+        self.per_expert_scale_E = constant(1.0, dtype, experts=config.num_experts)
+        self.chosen = config.top_k_experts
+        self.epsilon = config.rms_norm_eps
+
+    def __call__(self, x_AD: jax.Array) -> Routing:
+        normed_AD = rms_norm(x_AD, None, self.epsilon) * self.scale_D[...][None] * x_AD.shape[-1] ** -0.5
+        # fp32 softmax over all experts; the chosen weights are then renormalised among themselves.
+        score_AE = einsum("ad,ed->ae", normed_AD, self.proj_ED[...]).astype(jnp.float32)
+        probability_AE = jax.nn.softmax(score_AE, axis=-1)
+        weight_AX, expert_AX = jax.lax.top_k(probability_AE, self.chosen)
+        weight_AX = weight_AX / jnp.sum(weight_AX, axis=-1, keepdims=True)
+        # The per-expert scale comes after the renormalisation: the weights need not sum to one.
+        scale_AX = self.per_expert_scale_E[...].astype(jnp.float32)[expert_AX]
+        return Routing(expert_AX, weight_AX * scale_AX, probability_AE)

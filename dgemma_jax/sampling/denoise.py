@@ -1,0 +1,90 @@
+"""Denoising a canvas: one step, and the loop over steps that stays on the device.
+
+Rows of a batch share nothing but the program: each has its own step count, settings and draws, and stands still
+once it has stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from dgemma_jax.cache import Cache
+from dgemma_jax.model.diffusion_gemma import DiffusionGemma
+from dgemma_jax.sampling import stopping
+from dgemma_jax.sampling.accept import accept
+from dgemma_jax.sampling.draws import Draws
+from dgemma_jax.sampling.head import Prediction, predict
+from dgemma_jax.sampling.schedule import temperature
+from dgemma_jax.sampling.settings import Settings
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class State:
+    """A canvas being denoised, per row: what the decoder reads next, the latest prediction, and the step count."""
+
+    canvas_BL: jax.Array
+    argmax_BL: jax.Array
+    soft_BLD: jax.Array
+    history_BSL: jax.Array
+    step_B: jax.Array
+    done_B: jax.Array
+
+
+def start(model: DiffusionGemma, draws: Draws, settings: Settings) -> State:
+    """A random canvas, nothing predicted yet."""
+    canvas_BL = draws.canvas()
+    rows, length = canvas_BL.shape
+    embedding_VD = model.text.embedding_VD
+    return State(
+        canvas_BL=canvas_BL,
+        argmax_BL=canvas_BL,
+        # Zeros are the reference's "no prediction yet": the loop needs one shape for all its steps, and the
+        # self-conditioning block maps zeros to zero exactly.
+        soft_BLD=jnp.zeros((rows, length, embedding_VD.shape[1]), embedding_VD.dtype),
+        history_BSL=stopping.start_history(rows, settings.stability_threshold, length),
+        step_B=jnp.zeros(rows, jnp.int32),
+        done_B=settings.max_steps_B <= 0,
+    )
+
+
+def step(model: DiffusionGemma, cache: Cache, state: State, settings: Settings, draws: Draws) -> State:
+    """One denoising step of every row that is not done."""
+    drawn = draws.step(state.step_B)
+    x_BLD = model.denoise(cache, state.canvas_BL, state.soft_BLD)
+    prediction = predict(model.text, x_BLD, temperature(state.step_B, settings), drawn.uniform_BL)
+    new = _advance(state, prediction, drawn.token_BL, settings)
+    return jax.tree.map(lambda old, fresh: jnp.where(_like(state.done_B, fresh), old, fresh), state, new)
+
+
+def _advance(state: State, prediction: Prediction, random_BL: jax.Array, settings: Settings) -> State:
+    accepted_BL = accept(prediction.entropy_BL, settings.entropy_bound_B)
+    stop_B = stopping.should_stop(
+        prediction.argmax_BL, prediction.entropy_BL, state.history_BSL, settings.confidence_threshold_B
+    )
+    step_B = state.step_B + 1
+    return State(
+        # Nothing is frozen: a position accepted now is predicted, and may be rejected, again in the next step.
+        canvas_BL=jnp.where(accepted_BL, prediction.drawn_BL, random_BL),
+        argmax_BL=prediction.argmax_BL,
+        soft_BLD=prediction.soft_BLD,
+        history_BSL=stopping.remember(prediction.argmax_BL, state.history_BSL),
+        step_B=step_B,
+        done_B=stop_B | (step_B >= settings.max_steps_B),
+    )
+
+
+def _like(flag_B: jax.Array, x: jax.Array) -> jax.Array:
+    return flag_B.reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def denoise(model: DiffusionGemma, cache: Cache, settings: Settings, draws: Draws) -> State:
+    """Denoises one canvas of every row to its end. `argmax_BL` is what gets committed."""
+    return jax.lax.while_loop(
+        lambda state: ~jnp.all(state.done_B),
+        lambda state: step(model, cache, state, settings, draws),
+        start(model, draws, settings),
+    )

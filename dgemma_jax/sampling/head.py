@@ -1,0 +1,50 @@
+"""The vocabulary pass: what the sampler needs to know of a prediction."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dgemma_jax.model.text import TextModel
+
+
+class Prediction(NamedTuple):
+    """Per canvas position: likeliest token, drawn token, entropy in nats, and the expected embedding."""
+
+    argmax_BL: jax.Array
+    drawn_BL: jax.Array
+    entropy_BL: jax.Array
+    soft_BLD: jax.Array
+
+
+def predict(text: TextModel, x_BLD: jax.Array, temperature_B: jax.Array, uniform_BL: jax.Array) -> Prediction:
+    """Materialises the logits [B, L, V], scales them by the temperature and reads everything off them."""
+    logits_BLV = text.logits(x_BLD) / temperature_B[:, None, None]
+    log_BLV = jax.nn.log_softmax(logits_BLV, axis=-1)
+    probability_BLV = jnp.exp(log_BLV)
+    return Prediction(
+        argmax_BL=jnp.argmax(logits_BLV, axis=-1).astype(jnp.int32),
+        drawn_BL=draw(probability_BLV, uniform_BL),
+        entropy_BL=-jnp.sum(probability_BLV * log_BLV, axis=-1),
+        soft_BLD=soft_embedding(text, logits_BLV),
+    )
+
+
+def draw(probability_BLV: jax.Array, uniform_BL: jax.Array) -> jax.Array:
+    """The token at which the cumulative probability passes the uniform number (inverse transform sampling)."""
+    cumulative_BLV = jnp.cumsum(probability_BLV, axis=-1)
+    # Scaled by the actual total, which rounding keeps from being one: the last token is never passed.
+    threshold_BL1 = (uniform_BL * cumulative_BLV[..., -1])[..., None]
+    token_BL = jnp.sum(cumulative_BLV <= threshold_BL1, axis=-1)
+    return jnp.minimum(token_BL, probability_BLV.shape[-1] - 1).astype(jnp.int32)
+
+
+def soft_embedding(text: TextModel, logits_BLV: jax.Array) -> jax.Array:
+    """The expected embedding of a prediction given as (temperature-scaled) logits: [B, L, D].
+
+    The reference hands logits from step to step in the weights' type, so they are rounded to it first.
+    """
+    rounded_BLV = logits_BLV.astype(text.embedding_VD.dtype).astype(jnp.float32)
+    return text.soft_embed(jax.nn.softmax(rounded_BLV, axis=-1))

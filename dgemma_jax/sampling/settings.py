@@ -1,0 +1,39 @@
+"""A request's sampler settings as arrays, one entry a row: rows of one batch may differ."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from dgemma_jax.config import GenerationConfig
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """See `GenerationConfig` for the meaning. The stability threshold fixes a shape and is the same for all rows."""
+
+    max_steps_B: jax.Array
+    entropy_bound_B: jax.Array
+    t_min_B: jax.Array
+    t_max_B: jax.Array
+    confidence_threshold_B: jax.Array
+    stability_threshold: int = dataclasses.field(metadata={"static": True})
+
+    @classmethod
+    def of(cls, config: GenerationConfig, rows: int) -> Settings:
+        """The same settings for every row."""
+
+        def full(value: float) -> jax.Array:
+            return jnp.full(rows, value, jnp.float32)
+
+        return cls(
+            max_steps_B=jnp.full(rows, config.max_denoising_steps, jnp.int32),
+            entropy_bound_B=full(config.entropy_bound),
+            t_min_B=full(config.t_min),
+            t_max_B=full(config.t_max),
+            confidence_threshold_B=full(config.confidence_threshold),
+            stability_threshold=config.stability_threshold,
+        )
