@@ -1,0 +1,1 @@
+"""Command lines over the library: inspect, train, golden. Progress goes to stderr, results to stdout."""

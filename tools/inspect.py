@@ -1,0 +1,105 @@
+"""What a checkpoint is: architecture, parameters and bytes per part, and whether its files hold what they should.
+
+python -m tools.inspect checkpoints/demo
+python -m tools.inspect --preset 26b-a4b        what the published checkpoint must contain
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+from dgemma_jax.checkpoint.load import require_match
+from dgemma_jax.checkpoint.names import Entry, entries
+from dgemma_jax.checkpoint.safetensors import TensorFiles
+from dgemma_jax.config import PRESETS, ModelConfig
+from dgemma_jax.config_json import read_generation_config, read_model_config
+
+BYTES = {"bfloat16": 2, "float32": 4}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints the report; 2 with one message on stderr where something does not fit."""
+    options = parser().parse_args(arguments)
+    try:
+        print(report(options))
+    except (ValueError, OSError) as error:
+        print(f"inspect: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(
+        prog="python -m tools.inspect", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    which = top.add_mutually_exclusive_group(required=True)
+    which.add_argument("folder", nargs="?", type=Path, metavar="DIR", help="checkpoint folder")
+    which.add_argument("--preset", choices=sorted(PRESETS), help="a known configuration instead of a folder")
+    top.add_argument("--dtype", choices=sorted(BYTES), default="bfloat16", help="for bytes (default %(default)s)")
+    top.add_argument("--tensors", action="store_true", help="also list every tensor's name and shape")
+    top.add_argument("--json", action="store_true", help="print one JSON object")
+    return top
+
+
+def report(options: argparse.Namespace) -> str:
+    """The report of a folder, whose files are checked, or of a preset, which has none."""
+    config = PRESETS[options.preset] if options.preset else read_model_config(options.folder)
+    table = list(entries(config))
+    found = {"config": dataclasses.asdict(config), **_sizes(table, BYTES[options.dtype])}
+    if options.folder:
+        files = TensorFiles.open(options.folder)
+        require_match(table, files)
+        found["generation"] = dataclasses.asdict(read_generation_config(options.folder))
+        found["files"] = {"tensors": len(files.names), "bytes": files.nbytes}
+    if options.tensors:
+        found["names"] = {entry.name: entry.published_shape for entry in sorted(table, key=lambda e: e.name)}
+    return json.dumps(found, indent=1) if options.json else _text(config, found, options.dtype)
+
+
+def _sizes(table: list[Entry], width: int) -> dict:
+    parts: Counter[str] = Counter()
+    for entry in table:
+        parts[entry.part] += entry.size
+    total = sum(parts.values())
+    return {"tensors": len(table), "parameters": total, "bytes": total * width, "parts": dict(parts.most_common())}
+
+
+def _text(config: ModelConfig, found: dict, dtype: str) -> str:
+    text, vision = config.text, config.vision
+    kinds = Counter(text.layer_types)
+    lines = [
+        f"text      {text.num_hidden_layers} layers ({', '.join(f'{n} {kind}' for kind, n in kinds.items())}), "
+        f"width {text.hidden_size}, vocabulary {text.vocab_size}",
+        f"attention {text.num_attention_heads} heads; sliding {text.num_key_value_heads} x {text.head_dim} over "
+        f"{text.sliding_window}, full {text.num_global_key_value_heads} x {text.global_head_dim}",
+        f"experts   {text.top_k_experts} of {text.num_experts}, {text.moe_intermediate_size} wide, beside a dense "
+        f"{text.intermediate_size}",
+        f"canvas    {config.canvas_length} tokens; {text.max_position_embeddings} positions",
+        "vision    none"
+        if vision is None
+        else f"vision    {vision.num_hidden_layers} layers, width {vision.hidden_size}, "
+        f"patches of {vision.patch_size}, {config.soft_tokens_per_image} soft tokens an image",
+        "",
+    ]
+    width = BYTES[dtype]
+    lines += [f"{part:18} {count:>16,} {count * width:>18,} bytes" for part, count in found["parts"].items()]
+    lines += [
+        f"{'all':18} {found['parameters']:>16,} {found['bytes']:>18,} bytes in {dtype}, {found['tensors']} tensors"
+    ]
+    if "files" in found:
+        lines += [
+            "",
+            f"files     {found['files']['tensors']} tensors, {found['files']['bytes']:,} bytes: all accounted for",
+        ]
+    lines += [f"{name} {list(shape)}" for name, shape in found.get("names", {}).items()]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

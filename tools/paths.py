@@ -1,0 +1,5 @@
+"""Where the shipped files lie."""
+
+from pathlib import Path
+
+DEMO = Path(__file__).parent.parent / "checkpoints" / "demo"
