@@ -13,14 +13,12 @@ from jax.typing import ArrayLike
 
 from dgemma_jax import cache as kv
 from dgemma_jax import compiled
+from dgemma_jax.buckets import PREFILL_CHUNK, capacity_bucket, chunks, prefill_bucket
 from dgemma_jax.checkpoint.load import load_parameters
 from dgemma_jax.config import GenerationConfig, ModelConfig
 from dgemma_jax.config_json import read_generation_config, read_model_config
 from dgemma_jax.model.moe import choose_backend
 from dgemma_jax.prompt.tokenizer import Tokenizer
-
-PREFILL_CHUNK = 1024
-SMALLEST_BUCKET = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +135,7 @@ class Model:
 
     def _encode(self, cache: kv.Cache, tokens_BT: np.ndarray, soft_BTD: jax.Array | None) -> kv.Cache:
         rows, length = tokens_BT.shape
-        padding = ((0, 0), (0, bucket(length) - length))
+        padding = ((0, 0), (0, prefill_bucket(length, self.config.canvas_length) - length))
         tokens = compiled.as_tokens(np.pad(tokens_BT, padding))
         soft = None if soft_BTD is None else jnp.pad(soft_BTD, (*padding, (0, 0)))
         return compiled.encode(self.graphdef, self.params, cache, tokens, jnp.full(rows, length, jnp.int32), soft)
@@ -201,7 +199,7 @@ class Model:
             raise ValueError(f"{filled + new} tokens do not fit the model's {positions} positions")
 
     def _capacity(self, needed: int) -> int:
-        return min(bucket(needed), max(self.config.text.max_position_embeddings, needed))
+        return capacity_bucket(needed, self.config.text.max_position_embeddings)
 
 
 def load(
@@ -242,26 +240,6 @@ def _read_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer | None:
             f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {config.text.vocab_size}"
         )
     return tokenizer
-
-
-def bucket(length: int) -> int:
-    """The padded length that a program is compiled for: the next power of two, at least `SMALLEST_BUCKET`."""
-    return max(SMALLEST_BUCKET, 1 << (length - 1).bit_length())
-
-
-def chunks(length: int, most: int, soft_BT: np.ndarray | None) -> list[tuple[int, int]]:
-    """Cuts a prompt into spans of at most `most` tokens, never inside an image: a longer image is one span."""
-    inside = np.zeros(length + 1, bool)  # inside[i]: a cut before token i would split an image in some row
-    if soft_BT is not None:
-        inside[1:length] = np.any(soft_BT[:, 1:] & soft_BT[:, :-1], axis=0)
-    cuts = np.flatnonzero(~inside)
-    spans, start = [], 0
-    while start < length:
-        fitting = cuts[(cuts > start) & (cuts <= start + most)]
-        end = int(fitting[-1]) if len(fitting) else int(cuts[cuts > start][0])
-        spans.append((start, end))
-        start = end
-    return spans
 
 
 def count_soft_tokens(positions_IN2: np.ndarray, kernel: int) -> int:

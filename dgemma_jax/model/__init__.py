@@ -7,4 +7,5 @@ Key to the capital letters that end tensor names (`x_BTD` has shape [batch, quer
     C head size          F hidden units       E experts           X chosen experts
     V vocabulary         I images             N patches           P numbers in a patch
     M soft tokens        W vision width       A tokens of all rows, flattened
+    R rows of a block or of noisy tokens      Y inputs and Z outputs of any matrix, or any list
 """

@@ -83,7 +83,7 @@ def test_text_is_plain_ascii_and_trimmed(train: list[demo.Example]) -> None:
 
 
 @pytest.mark.parametrize(
-    "question", ["What is the capital of France?", "Hello!", "Hi", "Who are you?", "What is 7 + 5?", "What can you do?"]
+    "question", ["What is the capital of France?", "Hello!", "Hi", "Who are you?", "What can you do?"]
 )
 def test_the_first_things_people_ask_are_trained_on_word_for_word(question: str, train: list[demo.Example]) -> None:
     assert any(example.prompt == [{"role": "user", "content": question}] for example in train)
@@ -120,6 +120,7 @@ def test_arithmetic_answers_are_right() -> None:
 def test_every_problem_is_trained_in_wordings_that_the_test_does_not_use() -> None:
     drawn = {arithmetic.draw(Random(seed), "train").expected for seed in range(3000)}
     assert len(drawn) == 200
+    assert "What is {a} {sign} {b}?" in arithmetic.SUM.train
     for wordings in (arithmetic.SUM, arithmetic.DIFFERENCE):
         assert not set(wordings.train) & set(wordings.test)
 

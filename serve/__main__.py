@@ -1,0 +1,129 @@
+"""`python -m serve`: reads the flags, takes the port, loads the checkpoint, serves until SIGTERM or Ctrl-C.
+
+What the caller can put right (a taken port, a folder that is no checkpoint) is one message on stderr and status 2.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+
+from aiohttp import web
+
+from serve.app import create_app
+from serve.config import ServeConfig, parse_flags
+from serve.engine import Engine
+from serve.handlers import WORKER
+
+logger = logging.getLogger("serve")
+_CANNOT_START, _INTERRUPTED = 2, 130
+_HANDLER_SECONDS = 5.0  # for the last bytes, after the worker has finished or failed every reply
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the server; returns the exit status."""
+    config = parse_flags(argv)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("jax").setLevel(logging.WARNING)  # it reports every accelerator it does not find
+    with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as resources:
+        try:
+            # The port comes before the checkpoint: loading may take minutes.
+            listener = resources.enter_context(_listen(config.host, config.port))
+            engine = _load(config)
+        except (ValueError, OSError) as error:
+            print(f"serve: {error}", file=sys.stderr)
+            return _CANNOT_START
+        return asyncio.run(serve(engine, config, listener))
+    return _INTERRUPTED
+
+
+async def serve(engine: Engine, config: ServeConfig, listener: socket.socket) -> int:
+    """Serves until a signal comes or the engine cannot start; returns the exit status."""
+    app = create_app(engine, config)
+    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=_HANDLER_SECONDS)
+    await runner.setup()
+    try:
+        stop = _stop_signal()
+        await web.SockSite(runner, listener).start()
+        host, port = listener.getsockname()[:2]
+        logger.info("%s at http://%s:%d/v1, warming up", config.names[0], f"[{host}]" if ":" in host else host, port)
+        await _either(app[WORKER].warm, stop)
+        if app[WORKER].state == "failed":
+            return _CANNOT_START
+        await stop.wait()
+        logger.info("stopping; open requests have %g s, another Ctrl-C ends them now", config.shutdown_seconds)
+        return 0
+    except OSError as error:
+        print(f"serve: cannot listen on {config.host} port {config.port}: {error.strerror}", file=sys.stderr)
+        return _CANNOT_START
+    finally:
+        await runner.cleanup()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A bound socket, not listening yet. Raises OSError that names the address."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except OSError:
+            listener.close()
+            raise
+        return listener
+    except OSError as error:
+        raise OSError(f"cannot listen on {host} port {port}: {error.strerror or error}") from None
+
+
+def _load(config: ServeConfig) -> Engine:
+    """The engine over the checkpoint. Raises ValueError or OSError that says what is wrong with the folder."""
+    if not config.checkpoint.is_dir():
+        raise ValueError(f"--checkpoint {config.checkpoint} is not a folder")
+    from serve.checkpoint_engine import (
+        CheckpointEngine,
+        keep_compiled,
+    )  # JAX: only once the flags are known to be right
+
+    logger.info("loading %s as %s", config.checkpoint, config.dtype)
+    keep_compiled(config.compilation_cache)
+    engine = CheckpointEngine.load(config.checkpoint, config.dtype)
+    logger.info("loaded %s as %s on %s", config.checkpoint, config.dtype, engine.devices)
+    return engine
+
+
+async def _either(*events: asyncio.Event) -> None:
+    """Waits for the first of several events."""
+    tasks = [asyncio.create_task(event.wait()) for event in events]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _stop_signal() -> asyncio.Event:
+    """An event that the first SIGTERM or Ctrl-C sets; the second one acts as usual."""
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    signals = (signal.SIGINT, signal.SIGTERM)
+
+    def on_signal() -> None:
+        stop.set()
+        for number in signals:
+            loop.remove_signal_handler(number)
+
+    for number in signals:
+        with contextlib.suppress(NotImplementedError):  # Windows: Ctrl-C raises KeyboardInterrupt instead
+            loop.add_signal_handler(number, on_signal)
+    return stop
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,51 @@
+"""Request ids, and one log line per request. Prompts and replies are never logged.
+
+The line is JSON: id, method, path, status, ms, and what the handler noted in `request[LOG]` (token counts, the
+code of an error). Status 499 means that the client went away first.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+ID = web.RequestKey("id", str)
+LOG = web.RequestKey("log", dict[str, Any])
+
+logger = logging.getLogger("serve.access")
+_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_CLIENT_GONE = 499
+_PROBES = frozenset({"/health", "/v1/health/live", "/v1/health/ready"})
+"""Asked every few seconds by whatever watches the server: logged at debug level only."""
+
+
+@web.middleware
+async def log_requests(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Takes the client's `x-request-id` where it is a sane one, makes one otherwise, and logs how it went."""
+    given = request.headers.get("x-request-id", "")
+    request[ID] = given if _ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
+    request[LOG] = {}
+    start, status = time.monotonic(), _CLIENT_GONE
+    try:
+        response = await handler(request)
+        status = response.status
+        return response
+    finally:
+        level = logging.DEBUG if request.path in _PROBES else logging.INFO
+        if logger.isEnabledFor(level):
+            line = {"id": request[ID], "method": request.method, "path": request.path, "status": status}
+            line |= {"ms": round(1000 * (time.monotonic() - start), 1)} | request[LOG]
+            logger.log(level, "%s", msgspec.json.encode(line).decode())
+
+
+async def sign(request: web.Request, response: web.StreamResponse) -> None:
+    """Every answer carries the request's id."""
+    response.headers["x-request-id"] = request[ID]

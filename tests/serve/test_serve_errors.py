@@ -1,0 +1,199 @@
+"""Every refusal: OpenAI's error object, the right status, and `param` naming the field."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+
+import openai
+import pytest
+from fake_engine import FakeEngine
+
+from serve.schema import HARMLESS, NEUTRAL, ChatRequest
+
+URL = "/v1/chat/completions"
+USER = {"role": "user", "content": "x"}
+
+
+async def error_of(response, status: int = 400) -> dict:
+    text = await response.text()
+    assert response.status == status, text
+    assert response.content_type == "application/json"
+    assert "Traceback" not in text
+    error = json.loads(text)["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return error
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "code"),
+    [
+        ({"model": None}, "model", "missing_required_parameter"),
+        ({"messages": None}, "messages", "missing_required_parameter"),
+        ({"messages": []}, "messages", "invalid_value"),
+        ({"messages": "hi"}, "messages", "invalid_value"),
+        ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content", "invalid_value"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages[0].content", "invalid_value"),
+        ({"messages": [{"role": "user", "content": []}]}, "messages[0].content", "invalid_value"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content", "missing_required_parameter"),
+        ({"messages": [{"content": "x"}]}, "messages[0].role", "missing_required_parameter"),
+        ({"messages": [USER, {"role": "wizard", "content": "x"}]}, "messages[1].role", "invalid_value"),
+        ({"messages": [USER | {"mood": 1}]}, "messages[0].mood", "unknown_parameter"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text", None),
+        ({"messages": [{"role": "user", "content": [{"type": "smell"}]}]}, "messages[0].content[0].type", None),
+        ({"messages": [USER, {"role": "tool", "tool_call_id": "1", "content": "x"}]}, "messages[1].role", None),
+        ({"messages": [{"role": "function", "name": "f", "content": "x"}]}, "messages[0].role", None),
+        ({"messages": [USER, {"role": "assistant", "tool_calls": [{}]}]}, "messages[1].tool_calls", None),
+        ({"messages": [{"role": "user", "content": "refuse"}]}, "messages", None),
+        ({"temperature": 2.5}, "temperature", "invalid_value"),
+        ({"temperature": "hot"}, "temperature", "invalid_value"),
+        ({"max_tokens": 0}, "max_tokens", "invalid_value"),
+        ({"max_tokens": 2.5}, "max_tokens", "invalid_value"),
+        ({"seed": 2**64}, "seed", "invalid_value"),
+        ({"seed": 1.5}, "seed", "invalid_value"),
+        ({"stop": ""}, "stop", "invalid_value"),
+        ({"stop": ["a", ""]}, "stop[1]", "invalid_value"),
+        ({"stop": list("abcde")}, "stop", "invalid_value"),
+        ({"stream": "yes"}, "stream", "invalid_value"),
+        ({"stream_options": {"include_usage": True}}, "stream_options", None),
+        ({"stream": True, "stream_options": {"frequency": 1}}, "stream_options.frequency", "unknown_parameter"),
+        ({"chat_template_kwargs": {"thinking": "no"}}, "chat_template_kwargs.thinking", "invalid_value"),
+        ({"chat_template_kwargs": {"style": 1}}, "chat_template_kwargs.style", "unknown_parameter"),
+        ({"chat_template_kwargs": {"thinking": True, "enable_thinking": False}}, "chat_template_kwargs", None),
+        ({"reasoning_effort": "heroic"}, "reasoning_effort", "invalid_value"),
+        ({"fancy": 1}, "fancy", "unknown_parameter"),
+        ({"n": 2}, "n", "unsupported_parameter"),
+        ({"n": True}, "n", "unsupported_parameter"),
+        ({"top_p": 0.9}, "top_p", "unsupported_parameter"),
+        ({"logprobs": True}, "logprobs", "unsupported_parameter"),
+        ({"presence_penalty": 0.5}, "presence_penalty", "unsupported_parameter"),
+        ({"logit_bias": {"5": 1}}, "logit_bias", "unsupported_parameter"),
+        ({"tools": [{"type": "function"}]}, "tools", "unsupported_parameter"),
+        ({"tool_choice": "required"}, "tool_choice", "unsupported_parameter"),
+        ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
+    ],
+)
+async def test_what_cannot_be_done_is_a_400_that_names_the_field(client, ask, engine, fields, param, code):
+    for stream in ({}, {"stream": True}):
+        if "stream_options" in fields or "stream" in fields:
+            stream = {}
+        error = await error_of(await client.post(URL, json=ask() | stream | fields))
+        assert error["type"] == "invalid_request_error"
+        assert error["param"] == param
+        if code:
+            assert error["code"] == code
+    assert not engine.jobs, "refused before any work"
+
+
+@pytest.mark.parametrize("kind", ["image_url", "video_url", "input_audio", "file"])
+async def test_media_are_refused_by_the_place_they_stand_at(client, kind):
+    content = [{"type": "text", "text": "see"}, {"type": kind, kind: {"url": "data:image/png;base64,AAAA"}}]
+    body = {"model": "demo", "messages": [{"role": "user", "content": content}]}
+    error = await error_of(await client.post(URL, json=body))
+    assert error["param"] == "messages[0].content[1]"
+    assert error["message"].startswith("This server does not read")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"nonsense", b"[1]", b"3", b'{"model": "\xff"}', b'{"a":' * 5000, b"[" * 100_000, b'{"a": 1e999}'],
+    ids=["empty", "cut", "words", "list", "number", "not-utf8", "deep-objects", "deep-lists", "infinite"],
+)
+async def test_a_body_that_is_no_json_object_is_a_400(client, body):
+    response = await client.post(URL, data=body, headers={"Content-Type": "application/json"})
+    assert (await error_of(response))["code"] == "invalid_json"
+
+
+async def test_a_body_of_another_type_is_a_415(client, ask):
+    error = await error_of(await client.post(URL, data=ask()["messages"][0]), 415)
+    assert "application/json" in error["message"]
+
+
+async def test_a_body_whose_compression_is_broken_is_an_error_object(client):
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    await error_of(await client.post(URL, data=b"this is not gzip", headers=headers))
+
+
+async def test_a_body_without_a_type_is_read(client, ask):
+    response = await client.post(URL, data=json.dumps(ask()), skip_auto_headers={"Content-Type"})
+    assert response.status == 200
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_body_that_is_too_large_is_a_413(start, chunked):
+    body = b'{"model": "' + b"x" * (2**20 + 1000) + b'"}'
+
+    async def pieces():
+        yield body
+
+    async with start(max_body_mib=1) as client:
+        data = pieces() if chunked else io.BytesIO(body)
+        response = await client.post(URL, data=data, headers={"Content-Type": "application/json"})
+        error = await error_of(response, 413)
+        assert error["code"] == "request_too_large"
+        assert (await client.get("/health")).status == 200
+
+
+async def test_an_unknown_route_and_a_wrong_method_are_error_objects(client):
+    assert (await error_of(await client.get("/v1/nothing"), 404))["code"] == "unknown_url"
+    response = await client.get(URL)
+    assert (await error_of(response, 405))["code"] == "method_not_allowed"
+    assert response.headers["Allow"] == "POST"
+
+
+async def test_a_prompt_that_is_too_long_is_refused_before_the_stream_opens(client, ask):
+    for stream in (False, True):
+        error = await error_of(await client.post(URL, json=ask("x" * 398, stream=stream)))
+        assert (error["param"], error["code"]) == ("messages", "context_length_exceeded")
+        assert "398" in error["message"] and "400" in error["message"]
+
+
+async def test_the_official_client_raises_its_own_errors(sdk: openai.AsyncOpenAI):
+    with pytest.raises(openai.NotFoundError) as unknown:
+        await sdk.chat.completions.create(model="other", messages=[USER])
+    assert (unknown.value.code, unknown.value.param) == ("model_not_found", "model")
+    with pytest.raises(openai.BadRequestError) as refused:
+        await sdk.chat.completions.create(model="demo", messages=[USER], n=2)
+    assert (refused.value.code, refused.value.param) == ("unsupported_parameter", "n")
+    assert refused.value.request_id
+
+
+async def test_a_request_id_is_echoed_or_made(client):
+    echoed = await client.get("/v1/models", headers={"x-request-id": "mine-1"})
+    assert echoed.headers["x-request-id"] == "mine-1"
+    for given in ("", "two words", "x" * 200):
+        made = (await client.get("/v1/nothing", headers={"x-request-id": given})).headers["x-request-id"]
+        assert re.fullmatch("req-[0-9a-f]{32}", made)
+
+
+async def test_one_log_line_per_request_and_no_prompt_in_it(client, ask, caplog):
+    caplog.set_level("INFO")
+    await client.post(URL, json=ask("my secret"), headers={"x-request-id": "a"})
+    await client.post(URL, json=ask("my secret", n=2), headers={"x-request-id": "b"})
+    lines = [json.loads(record.message) for record in caplog.records if record.name == "serve.access"]
+    for line in lines:
+        assert line.pop("ms") >= 0
+    common = {"method": "POST", "path": URL}
+    assert lines == [
+        {"id": "a", "status": 200, "prompt_tokens": 9, "completion_tokens": 20} | common,
+        {"id": "b", "status": 400, "error": "unsupported_parameter"} | common,
+    ]
+    assert "secret" not in caplog.text
+
+
+async def test_a_bug_of_ours_is_a_500_that_tells_nothing(client, ask, engine: FakeEngine, caplog, monkeypatch):
+    def broken(*_, **__):
+        raise KeyError("a secret of ours")
+
+    monkeypatch.setattr(engine, "render", broken)
+    response = await client.post(URL, json=ask(), headers={"x-request-id": "find-me"})
+    error = await error_of(response, 500)
+    assert error["type"] == "server_error"
+    assert "secret" not in error["message"] and "find-me" in error["message"]
+    assert "a secret of ours" in caplog.text and "find-me" in caplog.text
+
+
+def test_a_field_is_done_harmless_or_neutral_and_never_two_of_them():
+    done = set(ChatRequest.__struct_fields__)
+    assert not (done & HARMLESS or done & NEUTRAL.keys() or HARMLESS & NEUTRAL.keys())

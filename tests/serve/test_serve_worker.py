@@ -1,0 +1,192 @@
+"""One engine, many clients: nothing is mixed up, nobody is forgotten, and one failure stays one failure."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import openai
+import pytest
+from fake_engine import CANVAS, FakeEngine
+
+from serve.engine import Canvas
+from serve.handlers import WORKER
+
+URL = "/v1/chat/completions"
+
+
+async def content_of(response) -> str:
+    assert response.status == 200, await response.text()
+    return (await response.json())["choices"][0]["message"]["content"]
+
+
+async def test_concurrent_replies_are_never_mixed_up(client, ask):
+    async def one(index: int) -> None:
+        said = f"number {index}"
+        if index % 2:
+            assert await content_of(await client.post(URL, json=ask(said))) == f"You said: {said}"
+            return
+        text = await (await client.post(URL, json=ask(said, stream=True))).text()
+        chunks = [json.loads(line.removeprefix("data: ")) for line in text.split("\n\n")[:-2]]
+        assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == f"You said: {said}"
+
+    await asyncio.gather(*map(one, range(40)))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_goes_away_frees_the_engine(client, ask, engine: FakeEngine, eventually, stream):
+    gone = asyncio.create_task(client.post(URL, json=ask("hold", stream=stream)))
+    await eventually(lambda: len(engine.jobs) == 1)
+    if stream:
+        (await gone).close()
+    else:
+        gone.cancel()
+    await asyncio.sleep(0.1)
+    engine.release.set()
+    await eventually(lambda: engine.ended == ["abandoned"])
+    assert await content_of(await client.post(URL, json=ask("next"))) == "You said: next"
+
+
+async def test_a_client_that_goes_away_leaves_the_line(client, ask, engine: FakeEngine, eventually):
+    worker = client.app[WORKER]
+    first = asyncio.create_task(client.post(URL, json=ask("hold")))
+    await eventually(lambda: len(engine.jobs) == 1)
+    second = asyncio.create_task(client.post(URL, json=ask("never run")))
+    await eventually(lambda: len(worker._waiting) == 1)
+    second.cancel()
+    await eventually(lambda: len(worker._waiting) == 0)
+    engine.release.set()
+    await first
+    assert len(engine.jobs) == 1
+
+
+async def test_a_full_line_is_a_429_and_opens_again(start, ask, engine: FakeEngine, eventually):
+    async with start(max_queue=1) as client:
+        running = asyncio.create_task(client.post(URL, json=ask("hold")))
+        await eventually(lambda: len(engine.jobs) == 1)
+        waiting = asyncio.create_task(client.post(URL, json=ask("hi")))
+        await eventually(lambda: len(client.app[WORKER]._waiting) == 1)
+        for stream in (False, True):
+            refused = await client.post(URL, json=ask("hi", stream=stream))
+            assert refused.status == 429
+            assert int(refused.headers["Retry-After"]) >= 1
+            assert (await refused.json())["error"]["type"] == "rate_limit_error"
+        engine.release.set()
+        assert await content_of(await running) == "You said: hold"
+        assert await content_of(await waiting) == "You said: hi"
+        assert await content_of(await client.post(URL, json=ask("again"))) == "You said: again"
+
+
+async def test_a_finished_reply_has_left_its_place(start, ask):
+    async with start(max_queue=0) as client:
+        for _ in range(50):
+            assert (await client.post(URL, json=ask())).status == 200
+
+
+async def test_an_engine_that_raises_fails_that_request_alone(client, ask, caplog):
+    other = asyncio.create_task(client.post(URL, json=ask("fine")))
+    response = await client.post(URL, json=ask("explode"))
+    assert response.status == 500
+    error = (await response.json())["error"]
+    assert error["type"] == "server_error" and "secret" not in error["message"]
+    assert "a secret of the engine" in caplog.text
+    assert await content_of(await other) == "You said: fine"
+    assert await content_of(await client.post(URL, json=ask("later"))) == "You said: later"
+
+
+async def test_an_engine_that_raises_in_a_stream_sends_an_error_frame(client, ask, sdk: openai.AsyncOpenAI, caplog):
+    caplog.set_level("INFO")
+    response = await client.post(URL, json=ask("explode", stream=True))
+    *chunks, error, done, rest = (await response.text()).split("\n\n")
+    assert len(chunks) == 2 and (done, rest) == ("data: [DONE]", "")
+    assert json.loads(error.removeprefix("data: "))["error"]["code"] == "internal_error"
+    with pytest.raises(openai.APIError) as caught:
+        async for _ in await sdk.chat.completions.create(**ask("explode", stream=True)):
+            pass
+    assert caught.value.code == "internal_error"
+    assert '"status":200' in caplog.text and '"error":"internal_error"' in caplog.text
+
+
+async def test_an_engine_that_ends_without_a_reason_is_a_500(client, ask, engine: FakeEngine, monkeypatch):
+    def short(job):
+        yield Canvas((65,) * CANVAS, 1)
+
+    monkeypatch.setattr(engine, "generate", short)
+    assert (await client.post(URL, json=ask())).status == 500
+
+
+async def test_a_silent_stream_has_heartbeats(start, ask, engine: FakeEngine):
+    async with start(heartbeat_seconds=0.02) as client:
+        response = await client.post(URL, json=ask("hold", stream=True))
+        chunks = []
+        while len(chunks) < 5:
+            line = await response.content.readline()
+            if line.startswith(b"data: "):
+                chunks.append(json.loads(line.removeprefix(b"data: ")))
+        assert [chunk["choices"][0]["delta"] for chunk in chunks[2:]] == [{}] * 3
+        assert {chunk["choices"][0]["finish_reason"] for chunk in chunks} == {None}
+        engine.release.set()
+        assert (await response.text()).endswith("data: [DONE]\n\n")
+
+
+async def test_the_role_chunk_comes_before_the_first_canvas(client, ask, engine: FakeEngine, eventually):
+    blocking = asyncio.create_task(client.post(URL, json=ask("hold")))
+    await eventually(lambda: len(engine.jobs) == 1)
+    response = await client.post(URL, json=ask("waits in the line", stream=True))
+    first = json.loads((await response.content.readline()).removeprefix(b"data: "))
+    assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert len(engine.jobs) == 1
+    engine.release.set()
+    await blocking
+
+
+async def test_shutdown_lets_open_replies_finish(start, ask, engine: FakeEngine, eventually):
+    async with start(shutdown_seconds=5) as client:
+        reply = asyncio.create_task(client.post(URL, json=ask("hold")))
+        await eventually(lambda: len(engine.jobs) == 1)
+        closing = asyncio.create_task(client.server.close())
+        await eventually(lambda: client.app[WORKER].state == "closing")
+        engine.release.set()
+        assert await content_of(await reply) == "You said: hold"
+        await closing
+
+
+async def test_shutdown_fails_what_does_not_finish_in_time(start, ask, engine: FakeEngine, eventually):
+    async with start(shutdown_seconds=0.1) as client:
+        bodies = [ask("hold"), ask("hi"), ask("hold", stream=True)]
+        open_requests = [asyncio.create_task(client.post(URL, json=body)) for body in bodies]
+        await eventually(lambda: len(client.app[WORKER]._open) == 3)
+        closing = asyncio.create_task(client.server.close())
+        running, waiting, streamed = await asyncio.gather(*open_requests)
+        for response in (running, waiting):
+            assert response.status == 503
+            assert (await response.json())["error"]["code"] == "unavailable"
+        *_, error, done, _ = (await streamed.text()).split("\n\n")
+        assert json.loads(error.removeprefix("data: "))["error"]["code"] == "unavailable"
+        assert done == "data: [DONE]"
+        await closing
+
+
+async def test_requests_wait_for_the_warm_up_and_health_says_so(start, ask, engine: FakeEngine, monkeypatch):
+    monkeypatch.setattr(engine, "warm_up", lambda: engine.release.wait(5))
+    engine.warm_up_error = RuntimeError("only tells the fixture not to wait")
+    async with start() as client:
+        early = asyncio.create_task(client.post(URL, json=ask("early")))
+        await asyncio.sleep(0.02)
+        assert (await client.get("/v1/health/live")).status == 200
+        for path in ("/v1/health/ready", "/health"):
+            assert (await client.get(path)).status == 503
+        assert not early.done()
+        engine.release.set()
+        assert await content_of(await early) == "You said: early"
+        assert (await client.get("/v1/health/ready")).status == 200
+
+
+async def test_an_engine_that_cannot_warm_up_refuses_every_request(start, ask, engine: FakeEngine, eventually, caplog):
+    engine.warm_up_error = MemoryError("no room")
+    async with start() as client:
+        await eventually(lambda: client.app[WORKER].state == "failed")
+        response = await client.post(URL, json=ask())
+        assert (response.status, (await response.json())["error"]["code"]) == (503, "unavailable")
+        assert (await client.get("/v1/health/ready")).status == 503
+    assert "no room" in caplog.text
