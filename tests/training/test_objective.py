@@ -1,0 +1,191 @@
+"""The training pass is the serving pass: same numbers, no leaks, no padding, no other canvas."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dgemma_jax import cache as kv
+from dgemma_jax.config import FULL, SLIDING, ModelConfig, TextConfig
+from dgemma_jax.model.diffusion_gemma import DiffusionGemma
+from dgemma_jax.model.masks import block_diffusion_masks
+from dgemma_jax.training.corruption import corrupt, noise_levels
+from dgemma_jax.training.objective import Objective, canvas_layout, loss
+from dgemma_jax.training.rows import Bucket, Row, batches, stack
+
+CANVAS, BLOCKS, PREFIX, VOCABULARY = 4, 3, 9, 50
+LENGTH = PREFIX + BLOCKS * CANVAS
+CONFIG = ModelConfig(
+    text=TextConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=24,
+        moe_intermediate_size=16,
+        num_experts=4,
+        top_k_experts=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_global_key_value_heads=1,
+        head_dim=8,
+        global_head_dim=16,
+        layer_types=(SLIDING, FULL),
+        sliding_window=6,
+        max_position_embeddings=64,
+    ),
+    vision=None,
+    canvas_length=CANVAS,
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> DiffusionGemma:
+    return DiffusionGemma(CONFIG, nnx.Rngs(0), jnp.dtype("float32"))
+
+
+@pytest.fixture(scope="module")
+def tokens() -> jax.Array:
+    return jnp.asarray(np.random.default_rng(0).integers(0, VOCABULARY, (2, LENGTH)), jnp.int32)
+
+
+@pytest.fixture(scope="module")
+def noisy() -> jax.Array:
+    return jnp.asarray(np.random.default_rng(1).integers(0, VOCABULARY, (2, 2 * BLOCKS * CANVAS)), jnp.int32)
+
+
+@nnx.jit
+def joint_logits(model: DiffusionGemma, tokens_BS: jax.Array, noisy_BR: jax.Array) -> jax.Array:
+    """Logits of two noise copies of three canvases in one pass over the clean sequence."""
+    block_R, copy_R = canvas_layout(BLOCKS, 2, CANVAS)
+    prefix_B = jnp.full(len(tokens_BS), PREFIX)
+    position_BR = prefix_B[:, None] + (block_R * CANVAS + jnp.arange(len(block_R)) % CANVAS)[None]
+    S = tokens_BS.shape[1]
+    clean = model.read(tokens_BS, jnp.broadcast_to(jnp.arange(S)[None], tokens_BS.shape), None)
+    masks = block_diffusion_masks(prefix_B, block_R, copy_R, CANVAS, S, CONFIG.text.sliding_window)
+    x_BRD = model.text.self_conditioning(model.text.embed(noisy_BR), None)
+    return model.text.logits(model.text.run(x_BRD, position_BR, clean.key_values, masks, "decoder").x_BTD)
+
+
+@nnx.jit
+def served_logits(model: DiffusionGemma, tokens_BS: jax.Array, end_B: jax.Array, canvas_BL: jax.Array) -> jax.Array:
+    """Logits of a canvas behind the first `end_B` tokens, as generation computes them."""
+    cache = model.encode(kv.empty(CONFIG.text, 2, LENGTH, jnp.dtype("float32")), tokens_BS, end_B)
+    return model.text.logits(model.denoise(cache, canvas_BL, None))
+
+
+jitted_loss = nnx.jit(loss, static_argnums=3)
+
+
+def test_a_canvas_gets_the_logits_that_generation_would_give_it(model, tokens, noisy) -> None:
+    joint_BRV = joint_logits(model, tokens, noisy)
+    for block in range(BLOCKS):
+        end = PREFIX + block * CANVAS
+        for copy in range(2):
+            span = slice((copy * BLOCKS + block) * CANVAS, (copy * BLOCKS + block + 1) * CANVAS)
+            alone_BLV = served_logits(model, tokens, jnp.full(2, end), noisy[:, span])
+            np.testing.assert_allclose(joint_BRV[:, span], alone_BLV, atol=1e-5)
+
+
+@pytest.mark.parametrize("block", range(BLOCKS))
+def test_a_canvas_does_not_see_its_own_clean_tokens_or_later_ones(model, tokens, noisy, block) -> None:
+    end = PREFIX + block * CANVAS
+    changed = tokens.at[:, end:].set((tokens[:, end:] + 1) % VOCABULARY)
+    before, after = joint_logits(model, tokens, noisy), joint_logits(model, changed, noisy)
+    spans = [slice((copy * BLOCKS + block) * CANVAS, (copy * BLOCKS + block + 1) * CANVAS) for copy in range(2)]
+    for span in spans:
+        np.testing.assert_array_equal(before[:, span], after[:, span])
+    if block:
+        assert not np.array_equal(before, joint_logits(model, tokens.at[:, end - 1].add(1) % VOCABULARY, noisy))
+
+
+def test_a_canvas_does_not_see_other_canvases_or_other_copies(model, tokens, noisy) -> None:
+    span = slice(CANVAS, 2 * CANVAS)
+    changed = ((noisy + 1) % VOCABULARY).at[:, span].set(noisy[:, span])
+    before, after = joint_logits(model, tokens, noisy), joint_logits(model, tokens, changed)
+    np.testing.assert_array_equal(before[:, span], after[:, span])
+    assert not np.array_equal(before, after)
+
+
+def test_the_gradient_of_a_canvas_reaches_the_clean_tokens_before_it_and_no_others(model, tokens, noisy) -> None:
+    graphdef, params = nnx.split(model)
+
+    def first_canvas_score(embedding_SD: jax.Array) -> jax.Array:
+        # A vocabulary of its own for the clean tokens: gradients by position instead of by word.
+        whole = jnp.concatenate([embedding_SD, params["text"]["embedding_VD"][...]])
+        state = jax.tree.map(lambda x: x, params)
+        state["text"]["embedding_VD"] = state["text"]["embedding_VD"].replace(whole)
+        shifted = nnx.merge(graphdef, state)
+        places = jnp.arange(LENGTH, dtype=jnp.int32)[None]
+        return joint_logits(shifted, places, noisy[:1] + LENGTH)[:, CANVAS : 2 * CANVAS, LENGTH:].sum()
+
+    gradient_SD = jax.jit(jax.grad(first_canvas_score))(params["text"]["embedding_VD"][...][tokens[0]])
+    reached = np.any(np.asarray(gradient_SD) != 0, axis=1)
+    assert reached[: PREFIX + CANVAS].all()
+    assert not reached[PREFIX + CANVAS :].any()
+
+
+def rows() -> list[Row]:
+    rng = np.random.default_rng(2)
+    return [Row(tuple(rng.integers(5, VOCABULARY, 7)), tuple(rng.integers(5, VOCABULARY, n))) for n in (3, 6, 4, 8)]
+
+
+def test_an_untrained_model_is_about_as_good_as_guessing_the_next_token(model) -> None:
+    _, metrics = jitted_loss(model, stack(rows(), 16, CANVAS, 1), jax.random.key(0), Objective(blocks=2))
+    assert abs(float(metrics.next_token) - math.log(VOCABULARY)) < 1.0
+
+
+def test_padding_changes_no_loss(model) -> None:
+    losses = [
+        jitted_loss(
+            model, stack(rows(), length, CANVAS, 1), jax.random.key(0), Objective(blocks=2, balance_weight=0.0)
+        )[1]
+        for length in (15, 24)
+    ]
+    np.testing.assert_allclose(losses[0].denoising, losses[1].denoising, rtol=1e-5)
+    np.testing.assert_allclose(losses[0].next_token, losses[1].next_token, rtol=1e-5)
+
+
+def test_without_noise_the_canvas_is_learnt_by_copying() -> None:
+    from dgemma_jax.training.optimizer import OptimizerConfig
+    from dgemma_jax.training.trainer import Trainer
+
+    trainer = Trainer(CONFIG, OptimizerConfig(steps=120, learning_rate=1e-2, warmup=10), 0)
+    objective = Objective(blocks=2, t_min=0.0)
+    batch = stack(rows(), 16, CANVAS, 1)
+    first = trainer.step(batch, objective)
+    for _ in range(119):
+        last = trainer.step(batch, objective)
+    assert float(last.next_token) < 0.1 * float(first.next_token)
+    assert float(last.denoising) < 0.3 * float(first.denoising)
+
+
+def test_noise_levels_cover_their_range_evenly() -> None:
+    t = np.sort(np.asarray(noise_levels(jax.random.key(0), (10, 10), 0.1)).ravel())
+    assert t.min() >= 0.1 and t.max() < 1
+    assert np.all(np.floor((t - 0.1) / 0.9 * 100 + 1e-4) == np.arange(100))
+
+
+def test_corruption_replaces_the_asked_share_by_any_token() -> None:
+    clean = jnp.full((100, 100), 7)
+    noisy = np.asarray(corrupt(jax.random.key(0), clean, jnp.full((100, 100), 0.3), VOCABULARY))
+    assert abs((noisy != 7).mean() - 0.3 * (1 - 1 / VOCABULARY)) < 0.02
+    assert set(np.unique(noisy)) == set(range(VOCABULARY))
+    np.testing.assert_array_equal(corrupt(jax.random.key(0), clean, jnp.zeros((100, 100)), VOCABULARY), clean)
+
+
+def test_rows_are_filled_to_whole_canvases_and_never_cut() -> None:
+    row = Row((5, 6, 7), (8, 9, 10, 11, 12))
+    batch = stack([row], 14, CANVAS, fill=1)
+    assert batch.tokens_BS.tolist() == [[5, 6, 7, 8, 9, 10, 11, 12, 1, 1, 1, 0, 0, 0]]
+    assert (batch.prefix_B.tolist(), batch.answer_B.tolist(), batch.blocks_B.tolist()) == ([3], [5], [2])
+    with pytest.raises(ValueError, match="11 tokens and 2 canvases"):
+        list(batches(iter([row]), [Bucket(10, 2, 1)], CANVAS, fill=1))
+
+
+def test_a_run_is_repeatable(model) -> None:
+    batch, objective = stack(rows(), 16, CANVAS, 1), Objective(blocks=2)
+    first = jitted_loss(model, batch, jax.random.key(3), objective)[0]
+    assert first == jitted_loss(model, batch, jax.random.key(3), objective)[0]
+    assert first != jitted_loss(model, batch, jax.random.key(4), objective)[0]
