@@ -20,8 +20,8 @@ $(VENV)/test: $(VENV)/base
 	@touch $@
 
 $(VENV)/reference: $(VENV)/test
-	$(BIN)/pip install --quiet torch==2.13.0 || \
-		$(BIN)/pip install --quiet torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu
+	$(BIN)/pip install --quiet --retries 0 torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu || \
+		$(BIN)/pip install --quiet torch==2.13.0
 	$(BIN)/pip install --quiet --editable '.[reference]'
 	@touch $@
 

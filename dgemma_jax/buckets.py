@@ -13,7 +13,7 @@ CAPACITY_STEP = 4
 def prefill_bucket(length: int, canvas_length: int) -> int:
     """The padded length of a pass over `length` prompt tokens. A canvas is committed without padding."""
     fitting = [size for size in sorted((canvas_length, *PREFILL_BUCKETS)) if size >= length]
-    # Only an image longer than a chunk comes past the largest: images are never cut.
+    # Past the largest: an image longer than a chunk, which is never cut, or a long commit.
     return fitting[0] if fitting else 1 << (length - 1).bit_length()
 
 

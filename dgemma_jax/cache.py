@@ -27,7 +27,7 @@ class Cache:
     @property
     def capacity(self) -> int:
         """Positions that fit: the slots of a full layer."""
-        return self.layers[self.layer_types.index(FULL)].key_BSKC.shape[1]
+        return self.slots(FULL)
 
     def slots(self, kind: LayerType) -> int:
         """Slots of the layers of one kind."""

@@ -12,14 +12,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dgemma_jax import cache as kv
-from dgemma_jax.model.diffusion_gemma import place_soft_tokens
 from dgemma_jax.sampling import denoise as loop
 from dgemma_jax.sampling import head
 from dgemma_jax.sampling.draws import Draws, KeyedDraws, row_keys
 from dgemma_jax.sampling.settings import Settings
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
 def encode(
     graphdef: nnx.GraphDef,
     params: nnx.State,
@@ -28,17 +27,18 @@ def encode(
     count_B: jax.Array,
     soft_BTD: jax.Array | None = None,
 ) -> kv.Cache:
-    """See `DiffusionGemma.encode`."""
+    """See `DiffusionGemma.encode`. The cache is donated: it is written in place and must not be used again."""
     return nnx.merge(graphdef, params).encode(cache, tokens_BT, count_B, soft_BTD)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def soft_tokens(
-    graphdef: nnx.GraphDef, params: nnx.State, tokens_BT: jax.Array, patches_INP: jax.Array, positions_IN2: jax.Array
+    graphdef: nnx.GraphDef, params: nnx.State, patches_INP: jax.Array, positions_IN2: jax.Array
 ) -> jax.Array:
-    """Images through the vision tower, and their soft tokens put where the image tokens are: [B, T, D]."""
-    model = nnx.merge(graphdef, params)
-    return place_soft_tokens(model.vision(patches_INP, positions_IN2), tokens_BT == model.config.image_token_id)
+    """Images through the vision tower: all their soft tokens in order, [I * M, D], padding last."""
+    soft = nnx.merge(graphdef, params).vision(patches_INP, positions_IN2)
+    order_Z = jnp.argsort(~soft.real_IM.reshape(-1))  # stable: the real ones first, in order
+    return soft.soft_IMD.reshape(-1, soft.soft_IMD.shape[-1])[order_Z]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -61,13 +61,13 @@ def denoise_canvas(
     params: nnx.State,
     cache: kv.Cache,
     settings: Settings,
-    seed_B: jax.Array,
+    seed_B2: jax.Array,
     canvas_index_B: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """One canvas of every row, from noise to its end: the argmax canvas [B, L] and the steps it took [B]."""
     model = nnx.merge(graphdef, params)
     config = model.config
-    draws = KeyedDraws(row_keys(seed_B, canvas_index_B), config.canvas_length, config.text.vocab_size)
+    draws = KeyedDraws(row_keys(seed_B2, canvas_index_B), config.canvas_length, config.text.vocab_size)
     state = loop.denoise(model, cache, settings, draws)
     return state.argmax_BL, state.step_B
 
@@ -84,8 +84,3 @@ def denoise_step(
 def grow(cache: kv.Cache, capacity: int, window: int) -> kv.Cache:
     """See `cache.grow`."""
     return kv.grow(cache, capacity, window)
-
-
-def as_tokens(tokens: object) -> jax.Array:
-    """Token ids as int32 on the device."""
-    return jnp.asarray(tokens, jnp.int32)

@@ -1,13 +1,13 @@
 """One request, readable: prefill -> (denoise -> commit)* -> events.
 
-The batching engine does the same for many requests at once and must agree with this file.
+What it does is what any faster way of answering must agree with.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,8 +15,23 @@ from jax.typing import ArrayLike
 
 from dgemma_jax import compiled
 from dgemma_jax.config import GenerationConfig
-from dgemma_jax.pretrained import Generated, Model
+from dgemma_jax.inputs import check_seeds
 from dgemma_jax.sampling.settings import Settings
+
+if TYPE_CHECKING:
+    from dgemma_jax.pretrained import Model
+
+
+@dataclasses.dataclass(frozen=True)
+class Generated:
+    """What `generate` returns.
+
+    tokens: int32 [batch, n], n at most `max_new_tokens`. A row that ends early holds its end token, then padding.
+    steps: int32 [batch, canvases], denoising steps of each canvas; 0 for canvases after a row's end.
+    """
+
+    tokens: np.ndarray
+    steps: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +68,7 @@ def stream(
     """
     settings = dataclasses.replace(generation, max_new_tokens=max_new_tokens)
     produced: list[int] = []
-    for canvas_BL, steps_B in canvases(model, np.asarray([tokens]), np.asarray([seed]), settings, **images):
+    for canvas_BL, steps_B in canvases(model, np.asarray([tokens]), check_seeds(seed, 1), settings, **images):
         new = cut(canvas_BL[0], max_new_tokens - len(produced), settings.eos_token_ids)
         produced += new
         yield CanvasCommitted(tuple(new), int(steps_B[0]))
@@ -69,9 +84,7 @@ def generate(
     rows = len(tokens_BT) if tokens_BT.ndim == 2 else 0
     produced: list[list[int]] = [[] for _ in range(rows)]
     steps = []
-    for canvas_BL, steps_B in canvases(
-        model, tokens_BT, np.broadcast_to(np.asarray(seed), (rows,)), settings, **images
-    ):
+    for canvas_BL, steps_B in canvases(model, tokens_BT, check_seeds(seed, rows), settings, **images):
         steps.append(steps_B)
         for row, canvas in zip(produced, canvas_BL, strict=True):
             if not (row and row[-1] in settings.eos_token_ids):
@@ -82,7 +95,7 @@ def generate(
 
 
 def canvases(
-    model: Model, tokens_BT: np.ndarray, seed_B: np.ndarray, settings: GenerationConfig, **images: ArrayLike
+    model: Model, tokens_BT: np.ndarray, seed_B2: np.ndarray, settings: GenerationConfig, **images: ArrayLike
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Argmax canvases, int [B, L], and their steps, [B], until every row has ended or no canvas is left.
 
@@ -95,7 +108,7 @@ def canvases(
     for index in range(limit):
         active = dataclasses.replace(row_settings, max_steps_B=jnp.where(ended_B, 0, row_settings.max_steps_B))
         canvas_BL, steps_B = compiled.denoise_canvas(
-            model.graphdef, model.params, cache, active, jnp.asarray(seed_B, jnp.uint32), jnp.full(len(ended_B), index)
+            model.graphdef, model.params, cache, active, jnp.asarray(seed_B2), jnp.full(len(ended_B), index)
         )
         canvas_BL = np.asarray(canvas_BL)
         yield canvas_BL, np.asarray(steps_B)
@@ -103,7 +116,7 @@ def canvases(
         if ended_B.all():
             return
         if index + 1 < limit:
-            cache = model.commit(cache, canvas_BL)
+            cache = model.append(cache, canvas_BL)
 
 
 def cut(canvas: np.ndarray, room: int, eos_token_ids: Sequence[int]) -> list[int]:

@@ -15,22 +15,12 @@ from dgemma_jax import cache as kv
 from dgemma_jax import compiled
 from dgemma_jax.buckets import PREFILL_CHUNK, capacity_bucket, chunks, prefill_bucket
 from dgemma_jax.checkpoint.load import load_parameters
-from dgemma_jax.config import GenerationConfig, ModelConfig
-from dgemma_jax.config_json import read_generation_config, read_model_config
-from dgemma_jax.model.moe import choose_backend
+from dgemma_jax.config import ConfigError, GenerationConfig, ModelConfig, ProcessorConfig
+from dgemma_jax.config_json import read_generation_config, read_model_config, read_processor_config
+from dgemma_jax.generate import Generated, generate
+from dgemma_jax.inputs import check_images, check_tokens
+from dgemma_jax.model.moe import BACKENDS, choose_backend
 from dgemma_jax.prompt.tokenizer import Tokenizer
-
-
-@dataclasses.dataclass(frozen=True)
-class Generated:
-    """What `generate` returns.
-
-    tokens: int32 [batch, n], n at most `max_new_tokens`. A row that ends early holds its end token, then padding.
-    steps: int32 [batch, canvases], denoising steps of each canvas; 0 for canvases after a row's end.
-    """
-
-    tokens: np.ndarray
-    steps: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +29,7 @@ class Model:
 
     config: ModelConfig
     generation: GenerationConfig
+    processor: ProcessorConfig | None
     tokenizer: Tokenizer | None
     dtype: jnp.dtype
     graphdef: nnx.GraphDef
@@ -57,18 +48,18 @@ class Model:
 
         Raises:
             ValueError: wrong ranks, unknown token ids, a prompt longer than the model's positions, patches
-                without positions, or a number of image tokens that differs from the soft tokens of the patches.
+                outside [0, 1] or not on a full grid, or image tokens that are not, image by image, as many as the
+                soft tokens of the patches.
         """
-        tokens_BT = self._check_tokens("tokens", tokens)
+        tokens_BT = check_tokens("tokens", tokens, self.config.text.vocab_size)
         rows, length = tokens_BT.shape
-        self._check_room(0, length)
-        soft_BTD = self._soft_tokens(tokens_BT, patches, patch_positions)
-        capacity = self._capacity(length + self.config.canvas_length)
-        cache = kv.empty(self.config.text, rows, capacity, self.dtype)
-        soft = None if soft_BTD is None else tokens_BT == self.config.image_token_id
-        for start, end in chunks(length, PREFILL_CHUNK, soft):
-            part = None if soft_BTD is None else soft_BTD[:, start:end]
-            cache = self._encode(cache, tokens_BT[:, start:end], part)
+        self._check_room(length)
+        images = check_images(self.config, tokens_BT, patches, patch_positions)
+        is_soft_BT = tokens_BT == self.config.image_token_id
+        soft_BTD = None if images is None else self._soft_tokens(is_soft_BT, *images)
+        cache = kv.empty(self.config.text, rows, self._capacity(length + self.config.canvas_length), self.dtype)
+        for start, end in chunks(length, PREFILL_CHUNK, None if images is None else is_soft_BT):
+            cache = self._extend(cache, tokens_BT[:, start:end], None if soft_BTD is None else soft_BTD[:, start:end])
         return cache
 
     def commit(self, cache: kv.Cache, canvas: ArrayLike) -> kv.Cache:
@@ -77,16 +68,8 @@ class Model:
         Raises:
             ValueError: wrong shape, unknown token ids, or more tokens than the model has positions.
         """
-        tokens_BT = self._check_tokens("canvas", canvas)
-        if len(tokens_BT) != len(cache.length_B):
-            raise ValueError(f"canvas has {len(tokens_BT)} rows, the cache has {len(cache.length_B)}")
-        # The one number the host needs: how full the fullest row is.
-        filled = int(jnp.max(cache.length_B))
-        self._check_room(filled, tokens_BT.shape[1])
-        needed = filled + tokens_BT.shape[1]
-        if needed > cache.capacity:
-            cache = compiled.grow(cache, self._capacity(needed), self.config.text.sliding_window)
-        return self._encode(cache, tokens_BT, None)
+        tokens_BT = self._check_canvas(cache, canvas)
+        return self.append(jax.tree.map(jnp.copy, cache), tokens_BT)
 
     def denoise_logits(self, cache: kv.Cache, canvas: ArrayLike, previous_logits: ArrayLike | None = None) -> jax.Array:
         """One denoising pass over canvases that follow the cached tokens.
@@ -99,8 +82,11 @@ class Model:
 
         Returns:
             float32 [batch, canvas, vocabulary], soft-capped, not scaled by any temperature.
+
+        Raises:
+            ValueError: shapes that do not agree, or unknown token ids.
         """
-        canvas_BL = compiled.as_tokens(self._check_tokens("canvas", canvas))
+        canvas_BL = jnp.asarray(self._check_canvas(cache, canvas), jnp.int32)
         previous = None if previous_logits is None else jnp.asarray(previous_logits, jnp.float32)
         wanted = (*canvas_BL.shape, self.config.text.vocab_size)
         if previous is not None and previous.shape != wanted:
@@ -120,83 +106,51 @@ class Model:
         Args:
             tokens: as for `prefill`.
             max_new_tokens: cut there exactly.
-            seed: one for all rows, or one a row.
+            seed: one for all rows, or one a row; 64 bits.
             max_denoising_steps: per canvas; None as the checkpoint's generation_config.json says.
             images: `patches` and `patch_positions`, as for `prefill`.
 
         Raises:
             ValueError: as `prefill`; or a number that is not positive.
         """
-        from dgemma_jax.generate import generate  # generate.py reads this module's Model
-
         steps = self.generation.max_denoising_steps if max_denoising_steps is None else max_denoising_steps
         settings = dataclasses.replace(self.generation, max_new_tokens=max_new_tokens, max_denoising_steps=steps)
         return generate(self, tokens, seed, settings, **images)
 
-    def _encode(self, cache: kv.Cache, tokens_BT: np.ndarray, soft_BTD: jax.Array | None) -> kv.Cache:
+    def append(self, cache: kv.Cache, tokens_BT: np.ndarray) -> kv.Cache:
+        """As `commit`, but the given cache is used up: its memory becomes the result's."""
+        # The one number the host needs: how full the fullest row is.
+        needed = int(jnp.max(cache.length_B)) + tokens_BT.shape[1]
+        self._check_room(needed)
+        if needed > cache.capacity:
+            cache = compiled.grow(cache, self._capacity(needed), self.config.text.sliding_window)
+        return self._extend(cache, tokens_BT, None)
+
+    def _extend(self, cache: kv.Cache, tokens_BT: np.ndarray, soft_BTD: jax.Array | None) -> kv.Cache:
         rows, length = tokens_BT.shape
         padding = ((0, 0), (0, prefill_bucket(length, self.config.canvas_length) - length))
-        tokens = compiled.as_tokens(np.pad(tokens_BT, padding))
+        tokens, count_B = jnp.asarray(np.pad(tokens_BT, padding), jnp.int32), jnp.full(rows, length, jnp.int32)
         soft = None if soft_BTD is None else jnp.pad(soft_BTD, (*padding, (0, 0)))
-        return compiled.encode(self.graphdef, self.params, cache, tokens, jnp.full(rows, length, jnp.int32), soft)
+        return compiled.encode(self.graphdef, self.params, cache, tokens, count_B, soft)
 
-    def _soft_tokens(
-        self, tokens_BT: np.ndarray, patches: ArrayLike | None, positions: ArrayLike | None
-    ) -> jax.Array | None:
-        wanted = int(np.sum(tokens_BT == self.config.image_token_id)) if self.config.vision else 0
-        if patches is None and positions is None:
-            if wanted:
-                raise ValueError(f"tokens hold {wanted} image tokens, but no patches were given")
-            return None
-        patches_INP, positions_IN2 = self._check_patches(patches, positions)
-        found = count_soft_tokens(positions_IN2, self.config.vision.pooling_kernel_size)  # type: ignore[union-attr]
-        if found != wanted:
-            raise ValueError(f"tokens hold {wanted} image tokens, but the patches make {found} soft tokens")
-        return compiled.soft_tokens(
-            self.graphdef,
-            self.params,
-            compiled.as_tokens(tokens_BT),
-            jnp.asarray(patches_INP),
-            jnp.asarray(positions_IN2),
+    def _soft_tokens(self, is_soft_BT: np.ndarray, patches_INP: np.ndarray, positions_IN2: np.ndarray) -> jax.Array:
+        """Soft tokens of all images, each where its image token is: [B, T, D]; other places mean nothing."""
+        soft_ZD = compiled.soft_tokens(
+            self.graphdef, self.params, jnp.asarray(patches_INP), jnp.asarray(positions_IN2, jnp.int32)
         )
+        index_BT = np.maximum(np.cumsum(is_soft_BT).reshape(is_soft_BT.shape) - 1, 0)
+        return jnp.take(soft_ZD, index_BT, axis=0)
 
-    def _check_patches(self, patches: ArrayLike | None, positions: ArrayLike | None) -> tuple[np.ndarray, np.ndarray]:
-        vision = self.config.vision
-        if vision is None:
-            raise ValueError("this checkpoint has no vision tower: it reads no images")
-        if patches is None or positions is None:
-            raise ValueError("patches and patch_positions must be given together")
-        patches_INP, positions_IN2 = np.asarray(patches, np.float32), np.asarray(positions, np.int32)
-        wanted = ("images", "patches", vision.patch_values)
-        if patches_INP.ndim != 3 or patches_INP.shape[2] != vision.patch_values:
-            raise ValueError(f"patches must have shape {wanted}, found {patches_INP.shape}")
-        if positions_IN2.shape != (*patches_INP.shape[:2], 2):
-            raise ValueError(
-                f"patch_positions must have shape {(*patches_INP.shape[:2], 2)}, found {positions_IN2.shape}"
-            )
-        if patches_INP.shape[1] % vision.patches_per_soft_token:
-            raise ValueError(
-                f"patches per image must be a multiple of {vision.patches_per_soft_token}: pad with (-1, -1)"
-            )
-        if positions_IN2.min(initial=-1) < -1 or positions_IN2.max(initial=-1) >= vision.position_embedding_size:
-            raise ValueError(f"patch_positions must be in [-1, {vision.position_embedding_size})")
-        return patches_INP, positions_IN2
+    def _check_canvas(self, cache: kv.Cache, canvas: ArrayLike) -> np.ndarray:
+        tokens_BL = check_tokens("canvas", canvas, self.config.text.vocab_size)
+        if len(tokens_BL) != len(cache.length_B):
+            raise ValueError(f"canvas has {len(tokens_BL)} rows, the cache has {len(cache.length_B)}")
+        return tokens_BL
 
-    def _check_tokens(self, name: str, tokens: ArrayLike) -> np.ndarray:
-        tokens_BT = np.asarray(tokens)
-        if tokens_BT.ndim != 2 or not tokens_BT.size or not np.issubdtype(tokens_BT.dtype, np.integer):
-            raise ValueError(
-                f"{name} must be integers of shape [batch, length], found {tokens_BT.dtype} {tokens_BT.shape}"
-            )
-        vocabulary = self.config.text.vocab_size
-        if tokens_BT.min() < 0 or tokens_BT.max() >= vocabulary:
-            raise ValueError(f"{name} must be in [0, {vocabulary}), found {tokens_BT.min()} to {tokens_BT.max()}")
-        return tokens_BT
-
-    def _check_room(self, filled: int, new: int) -> None:
+    def _check_room(self, needed: int) -> None:
         positions = self.config.text.max_position_embeddings
-        if filled + new > positions:
-            raise ValueError(f"{filled + new} tokens do not fit the model's {positions} positions")
+        if needed > positions:
+            raise ValueError(f"{needed} tokens do not fit the model's {positions} positions")
 
     def _capacity(self, needed: int) -> int:
         return capacity_bucket(needed, self.config.text.max_position_embeddings)
@@ -216,34 +170,41 @@ def load(
     Raises:
         ConfigError: config missing, unknown or contradictory setting.
         CheckpointError: files missing, damaged, or tensors that do not fit the model.
-        TokenizerError: tokenizer damaged or lacking a token of the chat format.
-        ValueError: an argument that is not supported.
+        TokenizerError: tokenizer damaged, or lacking a token of the chat format.
+        ValueError: an argument that is not supported, or a tokenizer with more tokens than the model.
     """
     if mesh is not None or quantize is not None:
         raise ValueError("mesh and quantize are not implemented yet: pass None")
     if dtype not in ("bfloat16", "float32"):
         raise ValueError(f'dtype must be "bfloat16" or "float32", found {dtype!r}')
+    if backend is not None and backend not in BACKENDS:
+        raise ValueError(f"backend must be None or one of {', '.join(sorted(BACKENDS))}, found {backend!r}")
     folder = Path(path)
     config, kind = read_model_config(folder), jnp.dtype(dtype)
+    processor = None if config.vision is None else read_processor_config(folder, config)
     generation, tokenizer = read_generation_config(folder), _read_tokenizer(folder, config)
+    _check_special_ids(folder, generation, config)
     chosen = backend or choose_backend(config.text, jax.default_backend())
     graphdef, params = load_parameters(folder, config, kind, chosen)
-    return Model(config, generation, tokenizer, kind, graphdef, params)
+    return Model(config, generation, processor, tokenizer, kind, graphdef, params)
+
+
+def _check_special_ids(folder: Path, generation: GenerationConfig, config: ModelConfig) -> None:
+    outside = [i for i in (*generation.eos_token_ids, generation.pad_token_id) if not 0 <= i < config.text.vocab_size]
+    if outside:
+        raise ConfigError(
+            f"{folder}: end or pad tokens {outside} are outside the vocabulary of {config.text.vocab_size}; "
+            "name this model's in generation_config.json as eos_token_id and pad_token_id"
+        )
 
 
 def _read_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer | None:
     if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
         return None
     tokenizer = Tokenizer.from_folder(folder)
+    tokenizer.require()
     if tokenizer.vocab_size > config.text.vocab_size:
         raise ValueError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {config.text.vocab_size}"
         )
     return tokenizer
-
-
-def count_soft_tokens(positions_IN2: np.ndarray, kernel: int) -> int:
-    """Soft tokens that patches at these positions make: one per occupied kernel x kernel cell of each image."""
-    return sum(
-        len({(x // kernel, y // kernel) for x, y in image if (x, y) != (-1, -1)}) for image in positions_IN2.tolist()
-    )

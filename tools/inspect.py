@@ -17,7 +17,7 @@ from dgemma_jax.checkpoint.load import require_match
 from dgemma_jax.checkpoint.names import Entry, entries
 from dgemma_jax.checkpoint.safetensors import TensorFiles
 from dgemma_jax.config import PRESETS, ModelConfig
-from dgemma_jax.config_json import read_generation_config, read_model_config
+from dgemma_jax.config_json import read_generation_config, read_model_config, read_processor_config
 
 BYTES = {"bfloat16": 2, "float32": 4}
 
@@ -55,6 +55,8 @@ def report(options: argparse.Namespace) -> str:
     if options.folder:
         files = TensorFiles.open(options.folder)
         require_match(table, files)
+        if config.vision is not None:
+            found["processor"] = dataclasses.asdict(read_processor_config(options.folder, config))
         found["generation"] = dataclasses.asdict(read_generation_config(options.folder))
         found["files"] = {"tensors": len(files.names), "bytes": files.nbytes}
     if options.tensors:

@@ -12,8 +12,9 @@ import dataclasses
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -22,6 +23,8 @@ from dgemma_jax.checkpoint.names import entries
 from dgemma_jax.checkpoint.safetensors import write_sharded
 from dgemma_jax.config import DIFFUSION_GEMMA_26B_A4B, GenerationConfig, ModelConfig
 from dgemma_jax.config_json import write_config
+
+T = TypeVar("T")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -44,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m tools.synthetic", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     top.add_argument("folder", type=Path, metavar="DIR")
-    top.add_argument("--layers", type=int, default=6, help="text layers, a multiple of 6 (default %(default)s)")
+    top.add_argument("--layers", type=int, choices=range(6, 31, 6), default=6, help="text layers (default %(default)s)")
     top.add_argument("--seed", type=int, default=0, help="of the weights (default %(default)s)")
     top.add_argument("--run", action="store_true", help="load the folder and run one step instead of writing it")
     top.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="for --run")
@@ -61,10 +64,10 @@ def synthetic_config(layers: int) -> ModelConfig:
 def write(folder: Path, config: ModelConfig, seed: int) -> None:
     """Writes random bf16 tensors, one at a time. Matrices have one over the square root of their fan-in as spread."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_config(config, GenerationConfig(), folder)
     started = time.monotonic()
-    total = write_sharded(folder, _tensors(config, seed))
+    total = write_sharded(folder, _tensors(config, seed))  # refuses a folder that has weights already
     seconds = time.monotonic() - started
+    write_config(config, GenerationConfig(), folder)
     print(f"{folder}: {total:,} bytes in {seconds:.0f} s, {total / seconds / 1e9:.2f} GB/s")
 
 
@@ -93,7 +96,7 @@ def run(folder: Path, dtype: str) -> None:
     print(f"logits {logits.shape} {logits.dtype}, largest {float(abs(logits).max()):.2f}")
 
 
-def _timed(what, function):  # type: ignore[no-untyped-def]
+def _timed(what: str, function: Callable[[], T]) -> T:
     started = time.monotonic()
     result = function()
     # ru_maxrss counts pages of the mapped files that were touched as well.

@@ -15,9 +15,20 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         return options.run(options)
+    except ImportError as error:
+        print(f"train: {error}; install the extra: pip install 'dgemma[train]'", file=sys.stderr)
+        return 2
     except (ValueError, OSError) as error:
         print(f"train: {error}", file=sys.stderr)
         return 2
+
+
+def positive(text: str) -> int:
+    """An argparse type: a whole number from 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, found {text}")
+    return value
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,28 +37,30 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     demo = commands.add_parser("demo", help="train the demo model on text that this project generates")
     demo.add_argument("--out", type=Path, required=True, help="folder for the checkpoint and metrics.jsonl")
-    demo.add_argument("--steps", type=int, default=4000, help="batches (default %(default)s)")
+    demo.add_argument("--steps", type=positive, default=3400, help="batches (default %(default)s)")
     demo.add_argument("--seed", type=int, default=0, help="of weights, data and noise (default %(default)s)")
     demo.set_defaults(run=run_demo)
     score = commands.add_parser("eval", help="score a demo checkpoint on held-out questions")
     score.add_argument("--checkpoint", type=Path, default=DEMO, help="folder (default: the shipped demo)")
-    score.add_argument("--count", type=int, default=200, help="questions of each family (default %(default)s)")
-    score.add_argument("--family", action="append", help="only this family; may be repeated")
+    score.add_argument("--count", type=positive, default=200, help="questions of each family (default %(default)s)")
+    score.add_argument("--family", action="append", metavar="NAME", help="only this family; may be repeated")
     score.add_argument("--accept", type=float, default=0.0, help="exit 1 if a family scores less (default %(default)s)")
-    score.add_argument("--steps", type=int, help="denoising steps per canvas (default: as the checkpoint says)")
+    score.add_argument("--steps", type=positive, help="denoising steps per canvas (default: as the checkpoint says)")
     score.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     score.set_defaults(run=run_eval)
     return top
 
 
 def run_demo(options: argparse.Namespace) -> int:
-    """Trains, then copies tokenizer and template beside the weights."""
+    """Trains into a folder that holds no checkpoint yet; what it saves on the way can be served at once."""
     from dgemma_jax.training.demo.run import train_demo
 
-    train_demo(options.out, DEMO, options.steps, options.seed)
-    if options.out.resolve() != DEMO.resolve():
-        for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-            (options.out / name).write_bytes((DEMO / name).read_bytes())
+    if (options.out / "config.json").exists():
+        raise ValueError(f"{options.out} holds a checkpoint already; choose another --out")
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (options.out / name).write_bytes((DEMO / name).read_bytes())
+    train_demo(options.out, options.steps, options.seed)
     return 0
 
 
@@ -64,6 +77,8 @@ def run_eval(options: argparse.Namespace) -> int:
     if options.steps:
         generation = dataclasses.replace(model.generation, max_denoising_steps=options.steps)
         model = dataclasses.replace(model, generation=generation)
+    if unknown := set(options.family or ()) - set(FAMILIES):
+        raise ValueError(f"unknown family {', '.join(sorted(unknown))}; known are {', '.join(FAMILIES)}")
     results = {}
     for family in options.family or FAMILIES:
         result = score(model, template, test_examples(family, options.count, seed=1))

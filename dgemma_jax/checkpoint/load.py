@@ -15,9 +15,12 @@ from dgemma_jax.config import ModelConfig
 
 
 def require_match(wanted: list[Entry], files: TensorFiles) -> None:
-    """Raises `CheckpointError` listing all that is missing, unexpected or of another shape, by name."""
+    """Raises `CheckpointError` listing all that is missing, unexpected or of another shape, by name.
+
+    A separate `lm_head.weight` is accepted where it repeats the embedding: the head is tied to it.
+    """
     shapes = {entry.name: entry.published_shape for entry in wanted}
-    found = set(files.names)
+    found = set(files.names) - _tied_copies(files)
     lines = [
         f"  - {name} {shape} (model has it, checkpoint does not)" for name, shape in shapes.items() if name not in found
     ]
@@ -29,6 +32,12 @@ def require_match(wanted: list[Entry], files: TensorFiles) -> None:
     ]
     if lines:
         raise CheckpointError(f"{files.folder}: checkpoint does not fit the model:\n" + "\n".join(sorted(lines)))
+
+
+def _tied_copies(files: TensorFiles) -> set[str]:
+    head, embedding = "lm_head.weight", "model.decoder.embed_tokens.weight"
+    both = head in files and embedding in files and files.shape(head) == files.shape(embedding)
+    return {head} if both and np.array_equal(files.read(head), files.read(embedding)) else set()
 
 
 def load_parameters(

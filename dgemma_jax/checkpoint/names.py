@@ -78,13 +78,12 @@ _VISION_LINEAR = {
 
 
 class Entry(NamedTuple):
-    """One tensor: where it lives in the model, its published name, both shapes, its logical axes, its part."""
+    """One tensor: where it lives in the model, its published name, both shapes, its part."""
 
     path: Path
     name: str
     shape: tuple[int, ...]
     published_shape: tuple[int, ...]
-    axes: tuple[str, ...]
     part: str
 
     @property
@@ -102,7 +101,7 @@ def entries(config: ModelConfig) -> Iterator[Entry]:
     for path, parameter in nnx.to_flat_state(nnx.state(abstract_model(config, jnp.bfloat16))):
         name, part = published_name(path)
         shape = tuple(parameter.shape)
-        yield Entry(path, name, shape, _published_shape(path[-1], shape), parameter.axes, part)
+        yield Entry(path, name, shape, _published_shape(path[-1], shape), part)
 
 
 def published_name(path: Path) -> tuple[str, str]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -217,7 +218,10 @@ def _check_layout(path: Path, tensors: Mapping[str, _Tensor], data_start: int, s
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes one file. Raises CheckpointError for a dtype other than bfloat16, float16 and float32."""
+    """Writes one file, which appears whole or not at all.
+
+    Raises CheckpointError for a dtype other than bfloat16, float16 and float32.
+    """
     # Wide types first: every tensor is then aligned to its own size, as the format's own library has it.
     ordered = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
@@ -231,10 +235,12 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mappi
         position += tensor.nbytes
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % _LENGTH_BYTES)
-    with Path(path).open("wb") as file:
+    partial = Path(path).with_name(Path(path).name + ".partial")
+    with partial.open("wb") as file:
         file.write(len(encoded).to_bytes(_LENGTH_BYTES, "little") + encoded)
         for name in ordered:
             np.ascontiguousarray(tensors[name]).tofile(file)
+    os.replace(partial, path)  # a reader that maps the old file keeps it
 
 
 def write_sharded(folder: Path, tensors: Iterable[tuple[str, np.ndarray]], max_shard_bytes: int = 5 * 10**9) -> int:

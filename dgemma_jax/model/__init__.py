@@ -7,5 +7,6 @@ Key to the capital letters that end tensor names (`x_BTD` has shape [batch, quer
     C head size          F hidden units       E experts           X chosen experts
     V vocabulary         I images             N patches           P numbers in a patch
     M soft tokens        W vision width       A tokens of all rows, flattened
-    R rows of a block or of noisy tokens      Y inputs and Z outputs of any matrix, or any list
+    R rows of a block, or noisy tokens   J blocks of rows    U earlier predictions
+    Y inputs and Z outputs of a matrix, or any list
 """

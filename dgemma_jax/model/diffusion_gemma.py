@@ -16,7 +16,7 @@ from dgemma_jax import cache as kv
 from dgemma_jax.config import ModelConfig
 from dgemma_jax.model import masks
 from dgemma_jax.model.text import TextModel, TextOutput
-from dgemma_jax.model.vision import SoftTokens, VisionTower
+from dgemma_jax.model.vision import VisionTower
 
 
 class DiffusionGemma(nnx.Module):
@@ -65,11 +65,3 @@ class DiffusionGemma(nnx.Module):
         mask = masks.canvas_masks(kv.key_positions(cache), cache.length_B, self.config.text.sliding_window)
         x_BLD = self.text.self_conditioning(self.text.embed(canvas_BL), soft_BLD)
         return self.text.run(x_BLD, position_BL, cache.layers, mask, "decoder").x_BTD
-
-
-def place_soft_tokens(images: SoftTokens, is_soft_BT: jax.Array) -> jax.Array:
-    """Puts soft tokens where the image tokens are, in order, row after row; padding is passed over. [B, T, D]"""
-    real_A = images.real_IM.reshape(-1)
-    soft_AD = images.soft_IMD.reshape(-1, images.soft_IMD.shape[-1])[jnp.argsort(~real_A)]  # stable: real ones first
-    index_BT = (jnp.cumsum(is_soft_BT.reshape(-1)) - 1).reshape(is_soft_BT.shape)
-    return jnp.take(soft_AD, jnp.clip(index_BT, 0, len(soft_AD) - 1), axis=0)

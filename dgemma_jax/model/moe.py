@@ -37,14 +37,14 @@ def all_experts(x_AD: jax.Array, routing: Routing, gate_up_EFD: jax.Array, down_
 
 def expert_blocks(x_AD: jax.Array, routing: Routing, gate_up_EFD: jax.Array, down_EDF: jax.Array) -> jax.Array:
     """The same sum, expert by expert in blocks of `BLOCK_ROWS` rows."""
-    token_KR, weight_KR, expert_K, count = _blocks(routing, gate_up_EFD.shape[0], BLOCK_ROWS)
+    token_JR, weight_JR, expert_J, count = _blocks(routing, gate_up_EFD.shape[0], BLOCK_ROWS)
 
     def run_block(block: jax.Array, out_AD: jax.Array) -> jax.Array:
-        expert, rows = expert_K[block], token_KR[block]
+        expert, rows = expert_J[block], token_JR[block]
         x_RD = jnp.take(x_AD, rows, axis=0, mode="fill", fill_value=0)
         gate_RF, up_RF = jnp.split(einsum("rd,fd->rf", x_RD, gate_up_EFD[expert]), 2, axis=-1)
         y_RD = einsum("rf,df->rd", gelu(gate_RF) * up_RF, down_EDF[expert])
-        y_RD = y_RD.astype(jnp.float32) * weight_KR[block][:, None]
+        y_RD = y_RD.astype(jnp.float32) * weight_JR[block][:, None]
         return out_AD.at[rows].add(y_RD, mode="drop")
 
     out_AD = jax.lax.fori_loop(0, count, run_block, jnp.zeros(x_AD.shape, jnp.float32))
@@ -68,10 +68,10 @@ def _blocks(routing: Routing, E: int, rows: int) -> tuple[jax.Array, jax.Array, 
     sorted_expert_Z = expert_Z[order_Z]
     rank_Z = jnp.arange(A * X) - first_row_E[sorted_expert_Z]
     slot_Z = first_block_E[sorted_expert_Z] * rows + rank_Z
-    token_K = jnp.full(most * rows, A, jnp.int32).at[slot_Z].set((order_Z // X).astype(jnp.int32))
-    weight_K = jnp.zeros(most * rows, jnp.float32).at[slot_Z].set(routing.weight_AX.reshape(-1)[order_Z])
-    expert_K = jnp.searchsorted(jnp.cumsum(blocks_E), jnp.arange(most), side="right")
-    return token_K.reshape(most, rows), weight_K.reshape(most, rows), expert_K, jnp.sum(blocks_E)
+    token_J = jnp.full(most * rows, A, jnp.int32).at[slot_Z].set((order_Z // X).astype(jnp.int32))
+    weight_J = jnp.zeros(most * rows, jnp.float32).at[slot_Z].set(routing.weight_AX.reshape(-1)[order_Z])
+    expert_J = jnp.searchsorted(jnp.cumsum(blocks_E), jnp.arange(most), side="right")
+    return token_J.reshape(most, rows), weight_J.reshape(most, rows), expert_J, jnp.sum(blocks_E)
 
 
 BACKENDS: dict[str, ExpertFunction] = {"all_experts": all_experts, "expert_blocks": expert_blocks}

@@ -2,9 +2,9 @@
 
     self.q_HCD = weight(rngs, dtype, heads=16, head=256, embed=2816)
 
-The keywords are the logical axes in order, the values their sizes. `sharding.py` maps axes to devices;
-the checkpoint reader, the byte counts and the initialiser all read this one declaration. Weights keep the
-published layout (output axes first), so a memory-mapped tensor becomes a parameter by a reshape.
+The keywords are the logical axes in order, the values their sizes. The checkpoint reader, the byte counts and
+the initialiser all read this one declaration. Weights keep the published layout (output axes first), so a
+memory-mapped tensor becomes a parameter by a reshape.
 """
 
 from __future__ import annotations

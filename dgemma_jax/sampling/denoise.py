@@ -29,7 +29,7 @@ class State:
     canvas_BL: jax.Array
     argmax_BL: jax.Array
     soft_BLD: jax.Array
-    history_BSL: jax.Array
+    history_BUL: jax.Array
     step_B: jax.Array
     done_B: jax.Array
 
@@ -45,7 +45,7 @@ def start(model: DiffusionGemma, draws: Draws, settings: Settings) -> State:
         # Zeros are the reference's "no prediction yet": the loop needs one shape for all its steps, and the
         # self-conditioning block maps zeros to zero exactly.
         soft_BLD=jnp.zeros((rows, length, embedding_VD.shape[1]), embedding_VD.dtype),
-        history_BSL=stopping.start_history(rows, settings.stability_threshold, length),
+        history_BUL=stopping.start_history(rows, settings.stability_threshold, length),
         step_B=jnp.zeros(rows, jnp.int32),
         done_B=settings.max_steps_B <= 0,
     )
@@ -63,7 +63,7 @@ def step(model: DiffusionGemma, cache: Cache, state: State, settings: Settings, 
 def _advance(state: State, prediction: Prediction, random_BL: jax.Array, settings: Settings) -> State:
     accepted_BL = accept(prediction.entropy_BL, settings.entropy_bound_B)
     stop_B = stopping.should_stop(
-        prediction.argmax_BL, prediction.entropy_BL, state.history_BSL, settings.confidence_threshold_B
+        prediction.argmax_BL, prediction.entropy_BL, state.history_BUL, settings.confidence_threshold_B
     )
     step_B = state.step_B + 1
     return State(
@@ -71,7 +71,7 @@ def _advance(state: State, prediction: Prediction, random_BL: jax.Array, setting
         canvas_BL=jnp.where(accepted_BL, prediction.drawn_BL, random_BL),
         argmax_BL=prediction.argmax_BL,
         soft_BLD=prediction.soft_BLD,
-        history_BSL=stopping.remember(prediction.argmax_BL, state.history_BSL),
+        history_BUL=stopping.remember(prediction.argmax_BL, state.history_BUL),
         step_B=step_B,
         done_B=stop_B | (step_B >= settings.max_steps_B),
     )

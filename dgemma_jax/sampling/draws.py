@@ -50,6 +50,11 @@ class KeyedDraws:
         return jax.random.randint(key, (self.canvas_length,), 0, self.vocab_size, jnp.int32)
 
 
-def row_keys(seed_B: jax.Array, canvas_B: jax.Array) -> jax.Array:
-    """One key a row, from the request's seed and the index of its canvas."""
-    return jax.vmap(lambda seed, canvas: jax.random.fold_in(jax.random.key(seed), canvas))(seed_B, canvas_B)
+def row_keys(seed_B2: jax.Array, canvas_B: jax.Array) -> jax.Array:
+    """One key a row, from the request's seed (low and high half, uint32) and the index of its canvas."""
+
+    def key(seed_2: jax.Array, canvas: jax.Array) -> jax.Array:
+        whole = jax.random.fold_in(jax.random.key(seed_2[0]), seed_2[1])
+        return jax.random.fold_in(whole, canvas)
+
+    return jax.vmap(key)(seed_B2, canvas_B)

@@ -37,8 +37,11 @@ def draw(probability_BLV: jax.Array, uniform_BL: jax.Array) -> jax.Array:
     cumulative_BLV = jnp.cumsum(probability_BLV, axis=-1)
     # Scaled by the actual total, which rounding keeps from being one: the last token is never passed.
     threshold_BL1 = (uniform_BL * cumulative_BLV[..., -1])[..., None]
-    token_BL = jnp.sum(cumulative_BLV <= threshold_BL1, axis=-1)
-    return jnp.minimum(token_BL, probability_BLV.shape[-1] - 1).astype(jnp.int32)
+    # A parallel sum is not quite monotonic: without the second condition it could pick an impossible token.
+    candidate_BLV = (cumulative_BLV > threshold_BL1) & (probability_BLV > 0)
+    likeliest_BL = jnp.argmax(probability_BLV, axis=-1)
+    token_BL = jnp.where(jnp.any(candidate_BLV, axis=-1), jnp.argmax(candidate_BLV, axis=-1), likeliest_BL)
+    return token_BL.astype(jnp.int32)
 
 
 def soft_embedding(text: TextModel, logits_BLV: jax.Array) -> jax.Array:

@@ -14,13 +14,13 @@ def start_history(rows: int, stability_threshold: int, canvas_length: int) -> ja
 
 
 def should_stop(
-    argmax_BL: jax.Array, entropy_BL: jax.Array, history_BSL: jax.Array, confidence_threshold_B: jax.Array
+    argmax_BL: jax.Array, entropy_BL: jax.Array, history_BUL: jax.Array, confidence_threshold_B: jax.Array
 ) -> jax.Array:
     """True where the prediction equals every one in the history and its mean entropy (nats) is below the threshold."""
-    stable_B = jnp.all(history_BSL == argmax_BL[:, None], axis=(1, 2))
+    stable_B = jnp.all(history_BUL == argmax_BL[:, None], axis=(1, 2))
     return stable_B & (jnp.mean(entropy_BL, axis=-1) < confidence_threshold_B)
 
 
-def remember(argmax_BL: jax.Array, history_BSL: jax.Array) -> jax.Array:
+def remember(argmax_BL: jax.Array, history_BUL: jax.Array) -> jax.Array:
     """The history with the newest prediction last and the oldest gone."""
-    return jnp.concatenate([history_BSL, argmax_BL[:, None]], axis=1)[:, 1:]
+    return jnp.concatenate([history_BUL, argmax_BL[:, None]], axis=1)[:, 1:]

@@ -15,9 +15,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dgemma_jax.config import LayerType
+from dgemma_jax.model.attention import KeyValue
 from dgemma_jax.model.diffusion_gemma import DiffusionGemma
 from dgemma_jax.model.masks import block_diffusion_masks
 from dgemma_jax.model.router import Routing
+from dgemma_jax.model.text import Masks, TextOutput
 from dgemma_jax.sampling.head import soft_embedding
 from dgemma_jax.training.corruption import corrupt, noise_levels
 
@@ -58,43 +61,69 @@ class Metrics(NamedTuple):
 
 
 def loss(model: DiffusionGemma, batch: Batch, key: jax.Array, objective: Objective) -> tuple[jax.Array, Metrics]:
-    """The scalar to minimise, and what it is made of. The batch needs an even number of rows."""
+    """The scalar to minimise, and what it is made of.
+
+    Raises:
+        ValueError: an odd number of rows; half of them are to be conditioned on a first prediction.
+    """
     B, S = batch.tokens_BS.shape
+    if B % 2:
+        raise ValueError(f"a batch needs an even number of rows, found {B}")
     clean = model.read(batch.tokens_BS, jnp.broadcast_to(jnp.arange(S)[None], (B, S)), None)
     next_token = _next_token_loss(model, clean.x_BTD, batch, objective)
-    logits_BRV, target_BR, weight_BR, routings = _denoise(model, clean.key_values, batch, key, objective)
-    denoising = _mean(_cross_entropy(logits_BRV, target_BR), weight_BR)
-    balance = _balance(clean.routings + routings)
+    canvases = _noisy_canvases(model, batch, key, objective)
+    output = _denoise(model, clean.key_values, canvases)
+    logits_BRV = model.text.logits(output.x_BTD)
+    denoising = _mean(_cross_entropy(logits_BRV, canvases.target_BR), canvases.weight_BR)
+    balance = _balance(clean.routings + output.routings)
     total = denoising + objective.next_token_weight * next_token + objective.balance_weight * balance
-    accuracy = _mean((jnp.argmax(logits_BRV, -1) == target_BR).astype(jnp.float32), weight_BR)
-    return total, Metrics(total, denoising, next_token, balance, accuracy)
+    right_BR = (jnp.argmax(logits_BRV, -1) == canvases.target_BR).astype(jnp.float32)
+    return total, Metrics(total, denoising, next_token, balance, _mean(right_BR, canvases.weight_BR))
 
 
-def _denoise(model, key_values, batch: Batch, key: jax.Array, objective: Objective):  # type: ignore[no-untyped-def]
-    """Logits for all noisy canvases, with their targets, weights and routings."""
+class _Canvases(NamedTuple):
+    """All noisy canvases of a batch side by side: what they hold, should hold, stand at, count and see."""
+
+    noisy_BR: jax.Array
+    target_BR: jax.Array
+    position_BR: jax.Array
+    weight_BR: jax.Array
+    masks: dict[LayerType, Masks]
+
+
+def _noisy_canvases(model: DiffusionGemma, batch: Batch, key: jax.Array, objective: Objective) -> _Canvases:
     B, S = batch.tokens_BS.shape
-    L = model.config.canvas_length
+    L, text = model.config.canvas_length, model.config.text
     block_R, copy_R = canvas_layout(objective.blocks, objective.copies, L)
     position_BR = batch.prefix_B[:, None] + (block_R * L + jnp.arange(len(block_R)) % L)[None]
     target_BR = jnp.take_along_axis(batch.tokens_BS, jnp.minimum(position_BR, S - 1), axis=1)
     keys = jax.random.split(key)
     t_BR = jnp.repeat(noise_levels(keys[0], (B, objective.blocks * objective.copies), objective.t_min), L, axis=1)
-    noisy_BR = corrupt(keys[1], target_BR, t_BR, model.config.text.vocab_size)
-    masks = block_diffusion_masks(batch.prefix_B, block_R, copy_R, L, S, model.config.text.sliding_window)
+    return _Canvases(
+        corrupt(keys[1], target_BR, t_BR, text.vocab_size),
+        target_BR,
+        position_BR,
+        _canvas_weights(position_BR, block_R, batch, objective),
+        block_diffusion_masks(batch.prefix_B, block_R, copy_R, L, S, text.sliding_window),
+    )
 
-    def decode(rows: slice, soft_BRD: jax.Array):  # type: ignore[no-untyped-def]
-        x_BRD = model.text.self_conditioning(model.text.embed(noisy_BR[rows]), soft_BRD)
-        past = jax.tree.map(lambda x: x[rows], key_values)
-        seen = jax.tree.map(lambda mask: mask if len(mask) == 1 else mask[rows], masks)
-        return model.text.run(x_BRD, position_BR[rows], past, seen, "decoder")
 
-    half, D = slice(0, B // 2), model.config.text.hidden_size
-    nothing_BRD = jnp.zeros((*noisy_BR.shape, D), model.text.embedding_VD.dtype)
-    first = model.text.logits(decode(half, nothing_BRD[half]).x_BTD)
-    soft_BRD = jax.lax.stop_gradient(nothing_BRD.at[half].set(soft_embedding(model.text, first)))
-    output = decode(slice(None), soft_BRD)
-    weight_BR = _canvas_weights(position_BR, block_R, batch, objective)
-    return model.text.logits(output.x_BTD), target_BR, weight_BR, output.routings
+def _denoise(model: DiffusionGemma, key_values: tuple[KeyValue, ...], canvases: _Canvases) -> TextOutput:
+    """The decoder pass; the first half of the rows is conditioned on a first pass of its own."""
+    first_half = slice(0, len(canvases.noisy_BR) // 2)
+    nothing_BRD = jnp.zeros((*canvases.noisy_BR.shape, model.config.text.hidden_size), model.text.embedding_VD.dtype)
+    first = _decode(model, key_values, canvases, first_half, nothing_BRD[first_half])
+    soft_BRD = nothing_BRD.at[first_half].set(soft_embedding(model.text, model.text.logits(first.x_BTD)))
+    return _decode(model, key_values, canvases, slice(None), jax.lax.stop_gradient(soft_BRD))
+
+
+def _decode(
+    model: DiffusionGemma, key_values: tuple[KeyValue, ...], canvases: _Canvases, rows: slice, soft_BRD: jax.Array
+) -> TextOutput:
+    x_BRD = model.text.self_conditioning(model.text.embed(canvases.noisy_BR[rows]), soft_BRD)
+    past = jax.tree.map(lambda x: x[rows], key_values)
+    masks = jax.tree.map(lambda mask: mask if len(mask) == 1 else mask[rows], canvases.masks)
+    return model.text.run(x_BRD, canvases.position_BR[rows], past, masks, "decoder")
 
 
 def canvas_layout(blocks: int, copies: int, canvas_length: int) -> tuple[jax.Array, jax.Array]:

@@ -36,9 +36,8 @@ class Trainer:
 
     def __init__(self, config: ModelConfig, optimizer: OptimizerConfig, seed: int):
         model = DiffusionGemma(config, nnx.Rngs(seed), jnp.dtype("float32"))
-        split = nnx.split(model, is_trained, ...)
-        self.graphdef: nnx.GraphDef = split[0]
-        params, frozen = split[1], split[2]
+        self.graphdef: nnx.GraphDef
+        self.graphdef, params, frozen = nnx.split(model, is_trained, ...)  # type: ignore[misc]
         self.optimizer = make_optimizer(optimizer)
         self.average_decay = optimizer.average
         copied = jax.tree.map(jnp.copy, params)  # its own buffers: both are donated to the step

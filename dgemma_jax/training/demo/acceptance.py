@@ -29,7 +29,8 @@ class Score:
 
 def answer(model: Model, template: ChatTemplate, example: Example, seed: int) -> tuple[str, list[int]]:
     """The model's answer to an example's prompt, and the denoising steps of each canvas."""
-    assert model.tokenizer is not None
+    if model.tokenizer is None:
+        raise ValueError("the checkpoint holds no tokenizer; scoring needs one")
     prompt = render(example.messages, example.thinking, model.tokenizer, template).prompt
     tokens: list[int] = []
     steps: list[int] = []

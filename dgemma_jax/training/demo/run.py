@@ -27,16 +27,15 @@ LOG_EVERY = 20
 SAVE_EVERY = 200
 
 
-def train_demo(out: Path, assets: Path, steps: int, seed: int) -> None:
-    """Trains for `steps` batches. Tokenizer and chat template are read from `assets`, the checkpoint goes to `out`.
+def train_demo(out: Path, steps: int, seed: int) -> None:
+    """Trains for `steps` batches in the folder `out`, which holds the tokenizer and the chat template.
 
-    Progress is shown on stderr and logged to `out/metrics.jsonl`; the averaged weights are written every
-    `SAVE_EVERY` steps and at the end.
+    Progress is shown on stderr and logged to `metrics.jsonl`; the averaged weights are written every `SAVE_EVERY`
+    steps and at the end.
     """
-    tokenizer, template = Tokenizer.from_folder(assets), ChatTemplate.from_folder(assets)
+    tokenizer, template = Tokenizer.from_folder(out), ChatTemplate.from_folder(out)
     config, generation = demo_config(tokenizer), demo_generation(tokenizer)
     trainer = Trainer(config, OptimizerConfig(steps=steps), seed)
-    out.mkdir(parents=True, exist_ok=True)
 
     def save() -> None:
         export(out, config, generation, trainer.averaged(), jnp.dtype("bfloat16"))
