@@ -1,0 +1,112 @@
+"""Choosing and running experts."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from golden import reading
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tolerances import ROUNDING
+
+from dgemma_jax.config import DIFFUSION_GEMMA_26B_A4B, TextConfig
+from dgemma_jax.model.moe import BACKENDS, all_experts, choose_backend, expert_blocks
+from dgemma_jax.model.router import Router, Routing
+
+E, D, F = 7, 12, 5
+ALL, BLOCKS = jax.jit(all_experts), jax.jit(expert_blocks)
+
+
+def numbers(seed: int, *shape: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape) * shape[-1] ** -0.5, jnp.float32)
+
+
+GATE_UP, DOWN = numbers(1, E, 2 * F, D), numbers(2, E, D, F)
+
+
+def routing_of(experts: np.ndarray, seed: int) -> Routing:
+    weights = np.random.default_rng(seed).uniform(0.1, 2, experts.shape)
+    return Routing(jnp.asarray(experts, jnp.int32), jnp.asarray(weights, jnp.float32), jnp.zeros((len(experts), E)))
+
+
+def plain(x_AD: np.ndarray, routing: Routing) -> np.ndarray:
+    """The definition, token by token, in float64."""
+    gate_up, down = np.asarray(GATE_UP, np.float64), np.asarray(DOWN, np.float64)
+    out = np.zeros(x_AD.shape)
+    for token, (experts, weights) in enumerate(zip(*map(np.asarray, routing[:2]), strict=True)):
+        for expert, weight in zip(experts, weights, strict=True):
+            gate, up = np.split(gate_up[expert] @ x_AD[token], 2)
+            gelu = 0.5 * gate * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3)))
+            out[token] += weight * (down[expert] @ (gelu * up))
+    return out
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    tokens=st.sampled_from((1, 16, 37)),
+    chosen=st.sampled_from((1, 2, 3)),
+    skew=st.sampled_from((0.0, 2.0, 1e6)),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_backends_agree_with_the_definition_however_skewed_the_routing(
+    tokens: int, chosen: int, skew: float, seed: int
+) -> None:
+    """A skew of 1e6 sends every token to the same experts."""
+    rng = np.random.default_rng(seed)
+    score = rng.gumbel(size=(tokens, E)) + skew * rng.permutation(E)
+    routing = routing_of(np.argsort(-score, axis=-1)[:, :chosen], seed)
+    x_AD = np.asarray(rng.normal(size=(tokens, D)), np.float32)
+    wanted = plain(x_AD, routing)
+    for backend in (ALL, BLOCKS):
+        found = backend(jnp.asarray(x_AD), routing, GATE_UP, DOWN)
+        np.testing.assert_allclose(np.asarray(found), wanted, rtol=0, atol=ROUNDING)
+
+
+def small_router(seed: int) -> Router:
+    config = reading.model("window6").config.text
+    router = Router(config, nnx.Rngs(seed), jnp.dtype("float32"))
+    router.per_expert_scale_E[...] = jnp.linspace(0.5, 1.5, config.num_experts)
+    router.scale_D[...] = jnp.linspace(0.2, 2.0, config.hidden_size)
+    return router
+
+
+def test_the_likeliest_experts_are_chosen_and_weigh_their_share_times_their_scale() -> None:
+    router = small_router(0)
+    x_AD = numbers(3, 20, 32) * 30
+    routing = router(x_AD)
+    probability, experts = np.asarray(routing.probability_AE), np.asarray(routing.expert_AX)
+    np.testing.assert_array_equal(experts, np.argsort(-probability, axis=-1)[:, :2])
+    share = np.take_along_axis(probability, experts, -1)
+    share /= share.sum(axis=-1, keepdims=True)
+    scale = np.linspace(0.5, 1.5, 6)[experts]
+    np.testing.assert_allclose(routing.weight_AX, share * scale, rtol=ROUNDING)
+    np.testing.assert_allclose((np.asarray(routing.weight_AX) / scale).sum(axis=-1), 1, rtol=ROUNDING)
+    assert np.abs(np.asarray(routing.weight_AX).sum(axis=-1) - 1).max() > 0.1, "weights need not sum to one"
+
+
+def test_the_router_does_not_see_how_large_its_input_is() -> None:
+    router, x_AD = small_router(1), numbers(4, 8, 32)
+    np.testing.assert_allclose(router(x_AD).weight_AX, router(x_AD * 1000).weight_AX, rtol=1e-3)
+
+
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+def test_experts_permuted_together_with_the_router_change_nothing(backend: str) -> None:
+    router, permuted = small_router(2), small_router(2)
+    order = np.array([3, 0, 5, 1, 4, 2])
+    permuted.proj_ED[...] = router.proj_ED[...][order]
+    permuted.per_expert_scale_E[...] = router.per_expert_scale_E[...][order]
+    x_AD = numbers(5, 20, 32)
+    gate_up, down = numbers(6, 6, 8, 32), numbers(7, 6, 32, 4)
+    run = BACKENDS[backend]
+    wanted = run(x_AD, router(x_AD), gate_up, down)
+    found = run(x_AD, permuted(x_AD), gate_up[order], down[order])
+    np.testing.assert_allclose(np.asarray(found), np.asarray(wanted), rtol=0, atol=ROUNDING)
+
+
+def test_a_processor_runs_blocks_where_all_experts_would_be_wasteful() -> None:
+    few: TextConfig = reading.model("window6").config.text
+    assert choose_backend(DIFFUSION_GEMMA_26B_A4B.text, "cpu") == "expert_blocks"
+    assert choose_backend(few, "cpu") == "all_experts"
