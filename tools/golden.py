@@ -31,7 +31,8 @@ try:
 
     from tools.oracle import Arrays, Sampling, Spec, UndecidedError, logits_case, random_model, sample, save
 except ImportError as error:  # one line, not a traceback: most checkouts have no torch
-    sys.exit(f"tools.golden needs torch and transformers: {error}")
+    print(f"golden: needs torch and transformers (make test-reference installs them): {error}", file=sys.stderr)
+    sys.exit(2)
 
 ROWS = 2
 
