@@ -8,10 +8,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Sequence
+from typing import NoReturn
 
 from aiohttp import web
 
@@ -79,6 +82,8 @@ def _listen(host: str, port: int) -> socket.socket:
             listener.close()
             raise
         return listener
+    except UnicodeError:  # what the name would be on the wire cannot be written
+        raise ValueError(f"--host {host} is no address and no name of a machine") from None
     except OSError as error:
         raise OSError(f"cannot listen on {host} port {port}: {error.strerror or error}") from None
 
@@ -87,15 +92,21 @@ def _load(config: ServeConfig) -> Engine:
     """The engine over the checkpoint. Raises ValueError or OSError that says what is wrong with the folder."""
     if not config.checkpoint.is_dir():
         raise ValueError(f"--checkpoint {config.checkpoint} is not a folder")
-    from serve.checkpoint_engine import (
-        CheckpointEngine,
-        keep_compiled,
-    )  # JAX: only once the flags are known to be right
+    # JAX: only once the flags are known to be right.
+    from serve.checkpoint_engine import CheckpointEngine, keep_compiled
 
     logger.info("loading %s as %s", config.checkpoint, config.dtype)
-    keep_compiled(config.compilation_cache)
-    engine = CheckpointEngine.load(config.checkpoint, config.dtype)
-    logger.info("loaded %s as %s on %s", config.checkpoint, config.dtype, engine.devices)
+    try:
+        keep_compiled(config.compilation_cache)
+    except OSError as error:
+        logger.warning("--compilation-cache %s cannot be used, going on without: %s", config.compilation_cache, error)
+    try:
+        engine = CheckpointEngine.load(config.checkpoint, config.dtype)
+        logger.info("loaded %s as %s on %s", config.checkpoint, config.dtype, engine.devices)
+    except (RuntimeError, MemoryError) as error:  # JAX: no such backend, or no room on the device
+        logger.debug("loading failed", exc_info=True)
+        why = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise ValueError(f"cannot load {config.checkpoint} as {config.dtype}: {why}") from None
     return engine
 
 
@@ -125,5 +136,16 @@ def _stop_signal() -> asyncio.Event:
     return stop
 
 
+def leave(status: int) -> NoReturn:
+    """Ends the process, whatever its threads are doing."""
+    logging.shutdown()
+    sys.stderr.flush()
+    if threading.active_count() > 1:
+        # A thread inside XLA cannot be interrupted, and aborts the process when the interpreter ends around it;
+        # a prompt under way would be waited for. Neither has anything to lose: every client has its answer.
+        os._exit(status)
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

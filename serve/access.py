@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 ID = web.RequestKey("id", str)
@@ -23,6 +23,7 @@ LOG = web.RequestKey("log", dict[str, Any])
 logger = logging.getLogger("serve.access")
 _ID = re.compile(r"[\x21-\x7e]{1,128}")
 _CLIENT_GONE = 499
+_CONTINUE = "100-continue"
 _PROBES = frozenset({"/health", "/v1/health/live", "/v1/health/ready"})
 """Asked every few seconds by whatever watches the server: logged at debug level only."""
 
@@ -30,8 +31,7 @@ _PROBES = frozenset({"/health", "/v1/health/live", "/v1/health/ready"})
 @web.middleware
 async def log_requests(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Takes the client's `x-request-id` where it is a sane one, makes one otherwise, and logs how it went."""
-    given = request.headers.get("x-request-id", "")
-    request[ID] = given if _ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
+    request[ID] = _id_of(request)
     request[LOG] = {}
     start, status = time.monotonic(), _CLIENT_GONE
     try:
@@ -47,5 +47,29 @@ async def log_requests(request: web.Request, handler: Handler) -> web.StreamResp
 
 
 async def sign(request: web.Request, response: web.StreamResponse) -> None:
-    """Every answer carries the request's id."""
-    response.headers["x-request-id"] = request[ID]
+    """Every answer carries the request's id; those that aiohttp gives before any middleware have none yet."""
+    response.headers["x-request-id"] = request[ID] if ID in request else _id_of(request)
+
+
+async def expect(request: web.Request) -> None:
+    """Asks for the body of a request that waits to be asked. Any other expectation is left to the middlewares."""
+    if request.version >= HttpVersion11 and _expectation(request) == _CONTINUE:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # nothing of the answer itself is sent yet
+
+
+@web.middleware
+async def require_known_expectation(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refuses an `Expect` header that asks for anything but to go on."""
+    if request.version >= HttpVersion11 and _expectation(request) not in ("", _CONTINUE):
+        raise web.HTTPExpectationFailed
+    return await handler(request)
+
+
+def _expectation(request: web.Request) -> str:
+    return request.headers.get("Expect", "").strip().lower()
+
+
+def _id_of(request: web.Request) -> str:
+    given = request.headers.get("x-request-id", "")
+    return given if _ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"

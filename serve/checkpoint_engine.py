@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import tempfile
 from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,9 @@ from dgemma_jax.config_json import read_model_config
 from dgemma_jax.prompt.messages import MessageError
 from dgemma_jax.prompt.parse import Content, Reasoning, ResponseParser, ToolCall, opens_thought
 from dgemma_jax.prompt.template import ChatTemplate, TemplateError
-from dgemma_jax.prompt.tokenizer import Tokenizer
-from serve.engine import Canvas, Event, Finished, Job, Parser, Piece, PromptError
+from dgemma_jax.prompt.template import PromptLengthError as TooLongError
+from dgemma_jax.prompt.tokenizer import AUDIO_TOKENS, MEDIA_TOKENS, Tokenizer
+from serve.engine import Canvas, Event, Finished, Job, Parser, Piece, PromptError, PromptLengthError
 
 COLDEST = 1e-3
 """What temperature 0 means: this fraction of the checkpoint's temperatures. Exact zero would divide by zero."""
@@ -30,6 +33,8 @@ class CheckpointEngine:
         self._model = model
         self._tokenizer = tokenizer
         self._template = template
+        held = (tokenizer.special_tokens.get(name) for name in (*MEDIA_TOKENS, *AUDIO_TOKENS))
+        self._media_ids = {model.config.image_token_id, *held} - {None}
 
     @classmethod
     def load(cls, folder: Path, dtype: str) -> CheckpointEngine:
@@ -37,14 +42,18 @@ class CheckpointEngine:
 
         Raises:
             ValueError, OSError: the folder is not a checkpoint that can chat; the message says what is wrong.
+            RuntimeError: JAX has no device, or no room on it.
         """
-        read_model_config(folder)  # what is cheap to find wrong comes before the weights
+        _require_device()
+        # What is cheap to find wrong comes before the weights; `dgemma_jax.load` reads config and tokenizer again.
+        config = read_model_config(folder)
+        positions, canvas = config.text.max_position_embeddings, config.canvas_length
+        if canvas >= positions:
+            raise ValueError(f"{folder}: a canvas of {canvas} tokens and a prompt do not fit the {positions} positions")
         template = ChatTemplate.from_folder(folder)
-        model = dgemma_jax.load(folder, dtype=dtype)
-        if model.tokenizer is None:
-            raise ValueError(f"{folder} holds no tokenizer; a server needs one")
-        model.tokenizer.require()
-        return cls(model, model.tokenizer, template)
+        tokenizer = Tokenizer.from_folder(folder)
+        tokenizer.require()
+        return cls(dgemma_jax.load(folder, dtype=dtype), tokenizer, template)
 
     @property
     def devices(self) -> str:
@@ -55,9 +64,18 @@ class CheckpointEngine:
     def render(self, messages: list[dict[str, Any]], *, thinking: bool) -> tuple[int, ...]:
         """As `Engine.render`. Markers that users wrote in a message are ordinary text."""
         try:
-            return tuple(self._template.encode(self._tokenizer, messages, enable_thinking=thinking))
+            prompt = tuple(
+                self._template.encode(
+                    self._tokenizer, messages, enable_thinking=thinking, most_tokens=self.max_model_len
+                )
+            )
+        except TooLongError as error:
+            raise PromptLengthError(error.least) from error
         except (TemplateError, MessageError) as error:
             raise PromptError(str(error)) from error
+        if not self._media_ids.isdisjoint(prompt):
+            raise PromptError("it would place an image, a video or sound in the prompt, but none was sent")
+        return prompt
 
     def room(self, prompt_tokens: int) -> int:
         """As `Engine.room`. Only whole canvases are written, so the room is a multiple of the canvas length."""
@@ -76,9 +94,9 @@ class CheckpointEngine:
         quick = dataclasses.replace(self._model.generation, max_denoising_steps=1, eos_token_ids=())
         length = self._model.config.canvas_length
         for prompt in (1, length + 1, SMALLEST_CAPACITY // 2):
-            if self.room(prompt) > length:
+            if (room := self.room(prompt)) > 0:  # one canvas where only one fits; the second is a commit first
                 for _ in dgemma_jax.stream(
-                    self._model, [0] * prompt, max_new_tokens=length + 1, seed=0, generation=quick
+                    self._model, [0] * prompt, max_new_tokens=min(length + 1, room), seed=0, generation=quick
                 ):
                     pass
 
@@ -95,9 +113,20 @@ class CheckpointEngine:
                     yield Finished(reason)
 
 
+def _require_device() -> None:
+    try:
+        jax.devices()
+    except AssertionError:  # what JAX raises for a platform whose package is not installed
+        raise RuntimeError(
+            f"JAX has no device of JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}: is its package installed?"
+        ) from None
+
+
 def keep_compiled(folder: Path) -> None:
-    """Makes JAX keep every compiled program in `folder`. Raises OSError when it cannot be made."""
+    """Makes JAX keep every compiled program in `folder`. Raises OSError when nothing can be written there."""
     folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
@@ -120,8 +149,16 @@ class _Parser:
         self._parser = parser
 
     @property
+    def tokens(self) -> int:
+        return self._parser.tokens
+
+    @property
     def reasoning_tokens(self) -> int:
         return self._parser.reasoning_tokens
+
+    @property
+    def ended(self) -> bool:
+        return self._parser.ended
 
     def push(self, tokens: Sequence[int]) -> list[Piece]:
         return _pieces(self._parser.push(tokens))

@@ -54,8 +54,16 @@ class Parser(Protocol):
     """Token ids of one reply, in order and cut anywhere, to pieces of text. Markers and end tokens give no text."""
 
     @property
+    def tokens(self) -> int:
+        """How many tokens were read: all that were pushed, up to and with the one that ends the reply."""
+
+    @property
     def reasoning_tokens(self) -> int:
-        """How many of the tokens so far were reasoning."""
+        """How many of them were reasoning."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether a token ended the reply; what follows is not read."""
 
     def push(self, tokens: Sequence[int]) -> list[Piece]:
         """What these tokens complete; text that may still become something else is held back."""
@@ -68,6 +76,14 @@ class PromptError(ValueError):
     """Messages that the chat template refuses; the text says why."""
 
 
+class PromptLengthError(PromptError):
+    """Messages whose text is too much for the model, whatever its tokens are; `least` is how many it has at least."""
+
+    def __init__(self, least: int) -> None:
+        super().__init__(f"the messages are at least {least} tokens")
+        self.least = least
+
+
 class Engine(Protocol):
     """A model behind the server. `generate` and `warm_up` run on the worker's thread, all else on any thread."""
 
@@ -78,7 +94,8 @@ class Engine(Protocol):
         """The prompt for these messages (role, content, reasoning) as the chat template writes it.
 
         Raises:
-            PromptError: the template refuses the messages.
+            PromptError: the template refuses the messages, or the prompt would hold what the engine cannot read.
+            PromptLengthError: so much text cannot fit `max_model_len`; found before it is tokenized.
         """
 
     def room(self, prompt_tokens: int) -> int:

@@ -86,6 +86,7 @@ class HttpError(ApiError):
         message, self.code = {
             404: (f"Unknown URL: {request.method} {request.path}", "unknown_url"),
             405: (f"{request.path} does not take {request.method}", "method_not_allowed"),
+            417: ("The only Expect header this server knows is 100-continue", "expectation_failed"),
             413: (f"The request body is larger than {request.client_max_size} bytes", "request_too_large"),
         }.get(error.status, (error.reason, None))
         super().__init__(message)

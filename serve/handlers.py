@@ -8,6 +8,7 @@ import random
 import time
 import uuid
 from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
@@ -37,6 +38,7 @@ from serve.worker import Run, Worker
 CONFIG = web.AppKey("config", ServeConfig)
 ENGINE = web.AppKey("engine", Engine)  # type: ignore[type-abstract]  # the key only needs a type
 WORKER = web.AppKey("worker", Worker)
+PROMPTS = web.AppKey("prompts", ThreadPoolExecutor)
 SEEDS = web.AppKey("seeds", random.Random)
 CREATED = web.AppKey("created", int)
 
@@ -46,9 +48,11 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     app = request.app
     wanted = schema.decode(await _body(request))
     seed = app[SEEDS].getrandbits(31) if wanted.seed is None else wanted.seed
-    plan = await asyncio.to_thread(translate.plan, wanted, app[ENGINE], app[CONFIG], seed)  # long prompts take a while
-    reply = Reply(app[ENGINE].parser(plan.job.prompt), plan.stops, include_reasoning=plan.include_reasoning)
-    with app[WORKER].run(plan.job, request[ID]) as run:
+    with app[WORKER].place(request[ID]) as run:
+        in_thread = asyncio.get_running_loop().run_in_executor  # long prompts take a while
+        plan = await run.prepare(in_thread(app[PROMPTS], translate.plan, wanted, app[ENGINE], app[CONFIG], seed))
+        reply = Reply(app[ENGINE].parser(plan.job.prompt), plan.stops, include_reasoning=plan.include_reasoning)
+        app[WORKER].submit(run, plan.job)
         answer = _stream if wanted.stream else _whole
         try:
             return await answer(request, wanted.model, plan, reply, run)
@@ -86,8 +90,6 @@ async def _grow(run: Run, reply: Reply, silence: float | None) -> AsyncGenerator
         match await run.next(silence):
             case Canvas() as canvas:
                 yield reply.push(canvas)
-                if reply.stopped:
-                    reply.finish("stop")
             case Finished(reason):
                 if rest := reply.finish(reason):
                     yield rest
@@ -168,7 +170,10 @@ def _json(body: msgspec.Struct, status: int = 200) -> web.Response:
 
 def _card(app: web.Application, name: str) -> ModelCard:
     return ModelCard(
-        id=name, created=app[CREATED], root=app[CONFIG].checkpoint.name, max_model_len=app[ENGINE].max_model_len
+        id=name,
+        created=app[CREATED],
+        root=app[CONFIG].checkpoint.resolve().name,
+        max_model_len=app[ENGINE].max_model_len,
     )
 
 

@@ -48,11 +48,11 @@ class Reply:
     """One reply as it grows.
 
     `completion_tokens` counts every token up to and including the end token, or the token that completes a stop
-    string. Stop strings are looked for in the answer only: reasoning that mentions one goes on.
+    string; either finishes the reply. Stop strings are looked for in the answer only: reasoning that mentions one
+    goes on.
     """
 
     def __init__(self, parser: Parser, stops: Sequence[str], *, include_reasoning: bool) -> None:
-        self.completion_tokens = 0
         self.canvases = 0
         self.steps = 0
         self.finish_reason: Literal["stop", "length"] | None = None
@@ -62,27 +62,26 @@ class Reply:
         self._include_reasoning = include_reasoning
 
     @property
-    def stopped(self) -> bool:
-        """Whether a stop string came: nothing follows."""
-        return self._cutter.hit
+    def completion_tokens(self) -> int:
+        """Tokens that belong to the reply, so far."""
+        return self._parser.tokens
 
     def push(self, canvas: Canvas) -> list[Piece]:
-        """The text one canvas adds."""
+        """The text one canvas adds. An end in it finishes the reply, whether or not the engine knows that end."""
         self.canvases += 1
         self.steps += canvas.steps
         pieces: list[Piece] = []
         # One by one where a stop string may end the reply between two tokens, so that the count is exact.
         for tokens in ((token,) for token in canvas.tokens) if self._stops else (canvas.tokens,):
-            self.completion_tokens += len(tokens)
             pieces += self._pass(self._parser.push(tokens))
-            if self.stopped:
-                break
+            if self._cutter.hit or self._parser.ended:
+                return _joined([*pieces, *self.finish("stop")])
         return _joined(pieces)
 
     def finish(self, reason: Literal["stop", "length"]) -> list[Piece]:
         """The text that was held back until the end was known. A stop string in it counts before `reason`."""
-        pieces = [] if self.stopped else self._pass(self._parser.finish())
-        self.finish_reason = "stop" if self.stopped else reason
+        pieces = [] if self._cutter.hit else self._pass(self._parser.finish())
+        self.finish_reason = "stop" if self._cutter.hit else reason
         return _joined([*pieces, Piece("content", self._cutter.finish())])
 
     def usage(self, job: Job) -> Usage:
@@ -98,7 +97,7 @@ class Reply:
     def _pass(self, pieces: Iterable[Piece]) -> list[Piece]:
         passed = []
         for piece in pieces:
-            if self.stopped:
+            if self._cutter.hit:
                 break
             if piece.kind == "content":
                 passed.append(Piece("content", self._cutter.push(piece.text)))

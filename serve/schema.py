@@ -2,7 +2,7 @@
 
 A request field is one of four things: a field of `ChatRequest` (done), a name in `HARMLESS` (taken, without effect on
 the reply), a name in `NEUTRAL` (known, not done yet: only values that change nothing pass), or unknown. The last two
-are answered 400 with `param` naming the field. A field that is null counts as absent.
+are answered 400 with `param` naming the field. A field that is null counts as absent, unless it must be there.
 """
 
 from __future__ import annotations
@@ -14,20 +14,19 @@ import msgspec
 from msgspec import Meta, Struct
 
 from serve.errors import InvalidRequestError
+from serve.unreadable import unreadable
 
 HARMLESS = frozenset(
     {
         "metadata",
-        "parallel_tool_calls",
         "prompt_cache_key",
         "prompt_cache_retention",
         "safety_identifier",
-        "service_tier",
         "store",
         "user",
     }
 )
-"""Fields for the caller's own bookkeeping, and hints that no reply of this server depends on."""
+"""Fields for the caller's own bookkeeping, and hints that no reply of this server depends on. README lists them."""
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "audio": (),
@@ -41,11 +40,13 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "min_tokens": (0,),
     "modalities": (["text"],),
     "n": (1,),
+    "parallel_tool_calls": (True, False),  # without tools, either asks for nothing
     "prediction": (),
     "presence_penalty": (0,),
     "reasoning": ({},),
     "repetition_penalty": (1,),
     "response_format": ({"type": "text"},),
+    "service_tier": ("auto", "default"),
     "stop_token_ids": ([],),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
@@ -157,8 +158,9 @@ class ChatRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     include_reasoning: bool = True
 
 
+_REQUIRED = frozenset(field.name for field in msgspec.structs.fields(ChatRequest) if field.required)
 _VALIDATION = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
-_FIELD = re.compile(r"field `(.+)`")
+_FIELD = re.compile(r"field `(.*)`", re.DOTALL)
 _CODES = {"Object contains unknown field": "unknown_parameter", "Object missing": "missing_required_parameter"}
 
 
@@ -169,7 +171,9 @@ def decode(body: bytes) -> ChatRequest:
         InvalidRequestError: the body is not JSON, or a field has the wrong type, is unknown, or asks for what
             is not done yet.
     """
-    fields = {name: value for name, value in _json_object(body).items() if value is not None and name not in HARMLESS}
+    found = _json_object(body)
+    wanted = {name for name, value in found.items() if value is not None or name in _REQUIRED} - HARMLESS
+    fields = {name: value for name, value in found.items() if name in wanted}
     for name in [name for name in fields if name in NEUTRAL]:
         value = fields.pop(name)
         if not any(_same(value, neutral) for neutral in NEUTRAL[name]):
@@ -191,7 +195,9 @@ def _json_object(body: bytes) -> dict[str, Any]:
     try:
         value = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InvalidRequestError(f"The request body is not valid JSON: {error}", code="invalid_json") from None
+        raise unreadable(body) or InvalidRequestError(
+            f"The request body is not valid JSON: {error}", code="invalid_json"
+        ) from None
     except RecursionError:
         raise InvalidRequestError("The request body is nested too deeply", code="invalid_json") from None
     if not isinstance(value, dict):
@@ -208,6 +214,8 @@ def _invalid(message: str) -> InvalidRequestError:
     """msgspec's message with its path (`$.messages[0].content`) and field name as `param`."""
     what, path = _VALIDATION.match(message).group("what", "path")  # type: ignore[union-attr]  # it matches anything
     field = _FIELD.search(what)
-    param = ".".join(filter(None, (path, field and field[1]))) or None
+    param = path or None
+    if field:
+        param = f"{path}.{field[1]}" if path else field[1]
     code = next((code for start, code in _CODES.items() if what.startswith(start)), "invalid_value")
-    return InvalidRequestError(f"{what} - at `{param}`" if param else what, param=param, code=code)
+    return InvalidRequestError(what if param is None else f"{what} - at `{param}`", param=param, code=code)

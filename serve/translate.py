@@ -10,7 +10,7 @@ import dataclasses
 from typing import Any
 
 from serve.config import ServeConfig
-from serve.engine import Engine, Job, PromptError
+from serve.engine import Engine, Job, PromptError, PromptLengthError
 from serve.errors import InvalidRequestError, ModelNotFoundError
 from serve.schema import (
     AssistantMessage,
@@ -56,6 +56,8 @@ def plan(request: ChatRequest, engine: Engine, config: ServeConfig, seed: int) -
     messages = [_message(message, f"messages[{index}]") for index, message in enumerate(request.messages)]
     try:
         prompt = engine.render(messages, thinking=_thinking(request, config.thinking))
+    except PromptLengthError as error:
+        raise _too_long(f"at least {error.least}", engine) from None
     except PromptError as error:
         raise InvalidRequestError(f"The chat template refuses the messages: {error}", param="messages") from None
     job = Job(
@@ -134,10 +136,14 @@ def _max_new_tokens(request: ChatRequest, prompt_tokens: int, engine: Engine, de
     """
     room = engine.room(prompt_tokens)
     if room < 1:
-        raise InvalidRequestError(
-            f"The messages are {prompt_tokens} tokens; with a reply they do not fit the {engine.max_model_len} "
-            "positions of this model.",
-            param="messages",
-            code="context_length_exceeded",
-        )
+        raise _too_long(str(prompt_tokens), engine)
     return min(request.max_completion_tokens or request.max_tokens or default, room)
+
+
+def _too_long(tokens: str, engine: Engine) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"The messages are {tokens} tokens; with a reply they do not fit the {engine.max_model_len} "
+        "positions of this model.",
+        param="messages",
+        code="context_length_exceeded",
+    )

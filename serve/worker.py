@@ -1,7 +1,8 @@
 """The one thread that owns the engine, and the line of requests before it.
 
 asyncio side                                      worker's thread
-  worker.run(job) -> Run ----- bounded line ------> engine.generate(job)
+  worker.place() -> Run                             a place, before any work: 429 and 503 cost nothing
+  worker.submit(run, job) ---- bounded line ------> engine.generate(job)
   run.next() <------ loop.call_soon_threadsafe ---- immutable events
 
 A run whose client is gone leaves the line at once, or ends after the canvas under way. An engine that raises fails
@@ -11,16 +12,17 @@ that run alone.
 from __future__ import annotations
 
 import asyncio
-import collections
 import contextlib
 import logging
 import threading
 import time
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, TypeVar
 
 from serve.engine import Engine, Event, Finished, Job
 from serve.errors import ApiError, InternalError, OverloadedError, UnavailableError
+
+T = TypeVar("T")
 
 logger = logging.getLogger("serve")
 State = Literal["warming", "ready", "failed", "closing"]
@@ -28,13 +30,13 @@ _REFUSALS: dict[State, str] = {
     "failed": "The model could not be started.",
     "closing": "The server is stopping.",
 }
+_STOPPED = "The server stopped before this reply was complete."
 
 
 class Run:
-    """One job on its way: the asyncio side awaits `next`, the worker's thread posts."""
+    """One request's place and what becomes of its job: the asyncio side awaits `next`, the worker's thread posts."""
 
-    def __init__(self, job: Job, request_id: str) -> None:
-        self.job = job
+    def __init__(self, request_id: str) -> None:
         self.request_id = request_id
         self.cancelled = threading.Event()
         self._loop = asyncio.get_running_loop()
@@ -59,6 +61,22 @@ class Run:
             raise event
         return event
 
+    async def prepare(self, work: asyncio.Future[T]) -> T:
+        """The result of `work`, which is given up when the run fails first.
+
+        Raises:
+            ApiError: the run failed.
+        """
+        failure = asyncio.ensure_future(self.next())  # before its job is submitted, nothing else is posted
+        try:
+            await asyncio.wait((work, failure), return_when=asyncio.FIRST_COMPLETED)
+            if failure.done():
+                failure.result()
+            return await work
+        finally:
+            failure.cancel()
+            work.cancel()
+
 
 class Worker:
     """Runs jobs one after another on its own thread. Methods are for the event loop's thread."""
@@ -69,8 +87,8 @@ class Worker:
         """Set once the warm-up is over, well or badly; `state` says which."""
         self._engine = engine
         self._limit = 1 + max_queue  # the one that runs, and those that wait
-        self._waiting: collections.deque[Run] = collections.deque()
-        self._open: set[Run] = set()
+        self._waiting: dict[Run, Job] = {}  # in the order of the line
+        self._open: set[Run] = set()  # every run that somebody still wants: in preparation, waiting, running
         self._changed = threading.Condition()  # guards the two above and `state`; told when there is work, or no more
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
 
@@ -80,26 +98,38 @@ class Worker:
         self._thread.start()
 
     @contextlib.contextmanager
-    def run(self, job: Job, request_id: str) -> Iterator[Run]:
-        """Puts a job in the line; leaving the context ends it.
+    def place(self, request_id: str) -> Iterator[Run]:
+        """Takes a place for a job that `submit` brings; leaving the context gives it back and ends the job.
 
         Raises:
             OverloadedError: the line is full.
             UnavailableError: the server is stopping, or the engine did not start.
         """
-        run = Run(job, request_id)
+        run = Run(request_id)
         with self._changed:
             if self.state in ("failed", "closing"):
                 raise UnavailableError(_REFUSALS[self.state])
             if len(self._open) >= self._limit:
                 raise OverloadedError(f"{len(self._open)} requests are open already; this server takes no more")
             self._open.add(run)
-            self._waiting.append(run)
-            self._changed.notify_all()
         try:
             yield run
         finally:
             self._withdraw(run)
+
+    def submit(self, run: Run, job: Job) -> None:
+        """Puts the job of a run in the line.
+
+        Raises:
+            UnavailableError: the engine did not start, or the server stopped while the job was prepared.
+        """
+        with self._changed:
+            if self.state == "failed":
+                raise UnavailableError(_REFUSALS["failed"])
+            if run.cancelled.is_set():
+                raise UnavailableError(_STOPPED)
+            self._waiting[run] = job
+            self._changed.notify_all()
 
     async def close(self, grace: float) -> None:
         """Takes no more jobs, lets the open ones go on for `grace` seconds, then fails what is left."""
@@ -112,22 +142,24 @@ class Worker:
         with self._changed:
             left = list(self._open)
             self._waiting.clear()
+            for run in left:
+                run.cancelled.set()
         for run in left:
-            run.cancelled.set()
-            run.post(UnavailableError("The server stopped before this reply was complete."))
+            run.post(UnavailableError(_STOPPED))
 
     def _withdraw(self, run: Run) -> None:
         run.cancelled.set()
         with self._changed:
-            if run in self._waiting:
-                self._waiting.remove(run)
-                self._open.discard(run)
+            self._waiting.pop(run, None)
+            self._open.discard(run)
+            self._changed.notify_all()
 
     # ---------------------------------------------------------------- on the worker's thread
     def _work(self) -> None:
         self._warm_up()
-        while (run := self._take()) is not None:
-            last = self._carry_out(run)
+        while (taken := self._take()) is not None:
+            run, job = taken
+            last = self._carry_out(run, job)
             with self._changed:
                 self._open.discard(run)
             run.post(last)  # only now: whoever reads it finds the place free
@@ -153,16 +185,20 @@ class Worker:
         with contextlib.suppress(RuntimeError):  # the loop is closed: the server is gone already
             self._loop.call_soon_threadsafe(self.warm.set)
 
-    def _take(self) -> Run | None:
-        """The next run in the line; None when the server is closing and the line is empty."""
+    def _take(self) -> tuple[Run, Job] | None:
+        """The next of the line; None when none will come: the engine failed, or the server closes and all is done."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self.state in ("failed", "closing"))
-            return self._waiting.popleft() if self._waiting else None
+            self._changed.wait_for(lambda: self._waiting or self._over())
+            run = next(iter(self._waiting), None)
+            return None if run is None else (run, self._waiting.pop(run))
 
-    def _carry_out(self, run: Run) -> Finished | ApiError:
+    def _over(self) -> bool:
+        return self.state == "failed" or (self.state == "closing" and not self._open)
+
+    def _carry_out(self, run: Run, job: Job) -> Finished | ApiError:
         """Posts the canvases of a run and returns what ends it."""
         try:
-            with contextlib.closing(self._engine.generate(run.job)) as events:
+            with contextlib.closing(self._engine.generate(job)) as events:
                 for event in events:
                     if isinstance(event, Finished):
                         return event

@@ -59,7 +59,7 @@ def normalise_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str,
 
 
 def guard_messages(messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    """Normalised messages in which no text can forge a marker (see `Tokenizer.guard`).
+    """Normalised messages in which no text can forge a marker, alone or with its neighbours (see `Tokenizer.guard`).
 
     Thoughts that a client sent back inside an assistant's content are removed first, as the template would have done.
     """

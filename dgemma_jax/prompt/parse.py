@@ -95,6 +95,8 @@ class ResponseParser:
         self._call: list[int] = []
         self._calls = 0
         self._out: list[Piece] = []
+        self.tokens = 0
+        """Ids received up to and with the end marker, if one came."""
         self.reasoning_tokens = 0
         """Ids received inside thoughts, the markers that closed them included."""
 
@@ -109,6 +111,7 @@ class ResponseParser:
         for index in ids:
             if self._state is _State.ENDED:
                 break
+            self.tokens += 1
             self.reasoning_tokens += self._state is _State.THOUGHT
             if index in self._ends:
                 self._text(run)

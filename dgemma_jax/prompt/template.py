@@ -30,6 +30,14 @@ class TemplateError(ValueError):
     """A chat template that is absent, does not compile, or refuses the messages."""
 
 
+class PromptLengthError(ValueError):
+    """A prompt that cannot have as few tokens as allowed; `least` is how many it has at least."""
+
+    def __init__(self, least: int, most: int) -> None:
+        super().__init__(f"the prompt is at least {least} tokens, allowed are {most}")
+        self.least = least
+
+
 class ChatTemplate:
     """A compiled chat template. Rendering keeps no state: it is safe from several threads."""
 
@@ -92,18 +100,24 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         enable_thinking: bool = False,
+        most_tokens: int | None = None,
         **kwargs: Any,
     ) -> list[int]:
         """The prompt of a conversation, as ids, in which every marker was written by the template.
 
         The ids of `render`, except that markers inside messages and tools are spelled out as ordinary text, so that no
         text can open a turn, close a tool's result or stand for an image. Raises as `render` does.
+
+        With `most_tokens`, text that certainly takes more raises `PromptLengthError` before it is looked at closely:
+        a prompt that is no longer may still have more tokens.
         """
-        prompt = self._run(
-            guard_messages(normalise_messages(messages), tokenizer),
-            guard_tools(normalise_tools(tools), tokenizer),
-            {"add_generation_prompt": add_generation_prompt, "enable_thinking": enable_thinking, **kwargs},
-        )
+        options = {"add_generation_prompt": add_generation_prompt, "enable_thinking": enable_thinking, **kwargs}
+        messages, tools = normalise_messages(messages), normalise_tools(tools)
+        if most_tokens is not None:
+            size = len(self._run(messages, tools, options).encode("utf-8", "surrogatepass"))
+            if size > most_tokens * tokenizer.longest_token:
+                raise PromptLengthError(-(-size // tokenizer.longest_token), most_tokens)
+        prompt = self._run(guard_messages(messages, tokenizer), guard_tools(tools, tokenizer), options)
         return tokenizer.encode_guarded(prompt)
 
     def _run(

@@ -42,11 +42,14 @@ CHAT_TOKENS: tuple[str, ...] = (
 MEDIA_TOKENS: tuple[str, ...] = ("<|image>", "<|image|>", "<image|>", "<|video|>")
 """Image open, image soft token, image close, video soft token: present in checkpoints that see."""
 
+AUDIO_TOKENS: tuple[str, ...] = ("<|audio>", "<|audio|>", "<audio|>")
+"""Audio open, audio soft token, audio close: no model here hears."""
+
 # Markers that a SentencePiece model holds but does not tell apart from ordinary user-defined pieces like "\n\n".
-_OTHER_MARKERS = ("<unk>", "<mask>", "<|audio>", "<|audio|>", "<audio|>")
+_OTHER_MARKERS = ("<unk>", "<mask>", *AUDIO_TOKENS)
 
 GUARD = "\ufdd0"
-"""Put inside a marker that a user wrote, so that it is no marker any more; a Unicode noncharacter, never real text."""
+"""Cuts a marker that a user wrote, so that it is no marker any more; a Unicode noncharacter, never real text."""
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -75,7 +78,13 @@ class Tokenizer:
         self.vocab_size: int = len(reader.pieces)
         self.special_tokens: Mapping[str, int] = dict(reader.special_tokens)
         self.special_ids: frozenset[int] = frozenset(self.special_tokens.values())
+        self.longest_token: int = max(map(len, reader.pieces), default=0)
+        """Most bytes that one id stands for: n bytes of text are at least n / longest_token ids."""
         self._special_pattern = _alternatives(self.special_tokens)
+        self._marker_beginnings = frozenset(
+            token[:size] for token in self.special_tokens for size in range(1, len(token))
+        )
+        self._longest_beginning = max(map(len, self._marker_beginnings), default=0)
 
     @classmethod
     def from_folder(cls, path: Path) -> Tokenizer:
@@ -102,8 +111,15 @@ class Tokenizer:
         return self._encode_chunks(self._split_markers(text))
 
     def guard(self, text: str) -> str:
-        """`text` with every marker in it broken by `GUARD`. Only `encode_guarded` may encode the result."""
-        return GUARD.join(self._split_markers(text.replace(GUARD, "")))
+        """`text` with every marker in it broken by `GUARD`, and a marker that its end only begins.
+
+        So guarded texts form no marker side by side either, and none with what a template writes after them; nor when
+        the template trims them first. Only `encode_guarded` may encode the result.
+        """
+        body = text.replace(GUARD, "")
+        body, space = (body, "") if self._begins_marker(body) else _cut_space(body)
+        guarded = GUARD.join(self._split_markers(body))
+        return guarded + (GUARD if self._begins_marker(body) else "") + space
 
     def encode_guarded(self, text: str) -> list[int]:
         """Ids of a prompt assembled from markers of ours and `guard`ed text of users; the guards leave no trace."""
@@ -130,6 +146,11 @@ class Tokenizer:
         missing = [token for token in tokens if token not in self.special_tokens]
         if missing:
             raise TokenizerError(f"the tokenizer lacks the special tokens {', '.join(missing)}")
+
+    def _begins_marker(self, text: str) -> bool:
+        """Whether some end of `text` is the beginning of a marker."""
+        sizes = range(1, min(self._longest_beginning, len(text)) + 1)
+        return any(text[-size:] in self._marker_beginnings for size in sizes)
 
     def _split_markers(self, text: str) -> list[str]:
         """Cut `text` inside each marker, after its first character, so that no piece holds a marker."""
@@ -212,6 +233,12 @@ def _alternatives(tokens: Iterable[str], *, keep: bool = False) -> re.Pattern[st
     longest_first = sorted(tokens, key=len, reverse=True)
     body = "|".join(map(re.escape, longest_first)) or "(?!)"  # (?!) never matches
     return re.compile(f"({body})" if keep else body)
+
+
+def _cut_space(text: str) -> tuple[str, str]:
+    """`text` without the white space at its end, and that white space."""
+    body = text.rstrip()
+    return body, text[len(body) :]
 
 
 def _without_surrogates(text: str) -> str:

@@ -339,3 +339,14 @@ def test_long_answers_take_linear_time(byte_level: Tokenizer) -> None:
     parser = ResponseParser(byte_level)
     pieces = [piece for index in ids for piece in parser.push([index])]
     assert len(pieces) == 20_000
+
+
+@pytest.mark.parametrize("end", ["<turn|>", "<eos>", "<|tool_response>"])
+def test_ids_are_counted_up_to_and_with_the_end(tokenizer: Tokenizer, end: str) -> None:
+    ids = tokenizer.encode(f"Hello.{end}")
+    whole, one_by_one = ResponseParser(tokenizer), ResponseParser(tokenizer)
+    whole.push([*ids, *tokenizer.encode("more")])
+    for index in [*ids, *ids]:
+        one_by_one.push([index])
+    assert whole.tokens == one_by_one.tokens == len(ids)
+    assert whole.ended and one_by_one.ended

@@ -97,6 +97,38 @@ def test_guarded_text_between_real_markers_adds_no_marker_and_no_trace(byte_leve
     assert byte_level.decode(ids[1:-1]) == text.replace(GUARD, "")
 
 
+@pytest.mark.parametrize("kept", [lambda text: text, str.strip], ids=["kept", "trimmed"])
+@given(
+    texts=st.lists(st.tuples(marker_soup, st.sampled_from(["", " ", "\n\t"])).map("".join), max_size=5),
+    cuts=st.lists(st.tuples(st.sampled_from([*CHAT_TOKENS, *MEDIA_TOKENS]), st.integers(1, 20)), max_size=3),
+)
+def test_guarded_texts_side_by_side_add_no_marker(
+    byte_level: Tokenizer, texts: list[str], cuts: list[tuple[str, int]], kept: Callable[[str], str]
+) -> None:
+    for marker, place in cuts:  # halves of a marker, beside each other
+        texts = [*texts, marker[: place % len(marker)], marker[place % len(marker) :]]
+    ids = byte_level.encode_guarded("<|turn>" + "".join(kept(byte_level.guard(text)) for text in texts) + "<turn|>")
+    assert (ids[0], ids[-1]) == (byte_level.token_id("<|turn>"), byte_level.token_id("<turn|>"))
+    assert byte_level.special_ids.isdisjoint(ids[1:-1])
+    assert byte_level.decode(ids[1:-1]) == "".join(kept(text.replace(GUARD, "")) for text in texts)
+
+
+@pytest.mark.parametrize("text", ["1 <", "a <|tu ", "<\n", "<image", 'x<<|"|'])
+def test_the_beginning_of_a_marker_at_the_end_of_a_text_changes_no_id(tokenizer: Tokenizer, text: str) -> None:
+    for before, after in (("<|turn>", "<turn|>\n"), ("<turn|>", "<|image|>")):
+        for kept in (text, text.strip()):
+            guarded = tokenizer.guard(text).strip() if kept == text.strip() else tokenizer.guard(text)
+            assert tokenizer.decode(tokenizer.encode_guarded(before + guarded + after)) == before + kept + after
+        assert tokenizer.encode_guarded(before + tokenizer.guard(text).strip() + after) == tokenizer.encode(
+            before + text.strip() + after
+        )
+
+
+def test_no_id_stands_for_more_bytes_than_the_longest_token(tokenizer: Tokenizer) -> None:
+    sizes = [len(tokenizer.token_bytes(index)) for index in range(tokenizer.vocab_size)]
+    assert tokenizer.longest_token == max(sizes) > 10
+
+
 def test_text_without_markers_is_encoded_the_same_guarded_or_not(tokenizer: Tokenizer) -> None:
     text = "The sky is blue, 東京 🙂"
     assert tokenizer.encode_guarded(tokenizer.guard(text)) == tokenizer.encode(text) == tokenizer.encode_plain(text)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
-from serve.engine import Canvas, Event, Finished, Job, Piece, PromptError
+from serve.engine import Canvas, Event, Finished, Job, Piece, PromptError, PromptLengthError
 
 CANVAS = 4
 STEPS = 3
@@ -21,19 +21,26 @@ def content_of(message: dict[str, Any]) -> str:
 
 
 class FakeParser:
-    """Character by character; thoughts stand between two control characters."""
+    """Character by character; thoughts stand between two control characters, and a third one ends the reply."""
 
     def __init__(self) -> None:
+        self.tokens = 0
         self.reasoning_tokens = 0
+        self.ended = False
         self._thinking = False
 
     def push(self, tokens: Sequence[int]) -> list[Piece]:
         pieces = []
         for character in map(chr, tokens):
+            if self.ended:
+                break
+            self.tokens += 1
             self.reasoning_tokens += self._thinking
             if character in (OPEN_THOUGHT, CLOSE_THOUGHT):
                 self._thinking = character == OPEN_THOUGHT
-            elif character != END:
+            elif character == END:
+                self.ended = True
+            else:
                 pieces.append(Piece("reasoning" if self._thinking else "content", character))
         return pieces
 
@@ -63,6 +70,8 @@ class FakeEngine:
         said = content_of(messages[-1])
         if said == "refuse":
             raise PromptError("roles must alternate")
+        if len(said) > 10 * self.max_model_len:
+            raise PromptLengthError(len(said))
         return tuple(map(ord, (OPEN_THOUGHT if thinking else "") + said))
 
     def room(self, prompt_tokens: int) -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 from aiohttp.test_utils import TestClient
-from fake_engine import STEPS, FakeEngine
+from fake_engine import END, STEPS, FakeEngine
 
 URL = "/v1/chat/completions"
 HI = [{"role": "user", "content": "hi"}]
@@ -192,6 +193,28 @@ async def test_a_stop_string_frees_the_engine(client, ask, engine: FakeEngine, e
     await eventually(lambda: engine.ended == ["abandoned"])
 
 
+@pytest.mark.parametrize("fields", [{}, {"stop": "hi!"}])
+async def test_an_end_token_that_the_engine_goes_on_after_ends_the_reply(
+    client, ask, engine: FakeEngine, eventually, fields
+):
+    engine.answer = lambda said: f"hi{END}" + "x" * 300
+    body = ask("hold", **fields)
+    whole = await post(client, body)
+    engine.release.set()
+    await eventually(lambda: engine.ended == ["abandoned"])
+    *chunks, last = await frames(client, body | {"stream_options": {"include_usage": True}})
+    assert whole["choices"][0]["message"]["content"] == joined(chunks, "content") == "hi"
+    assert whole["choices"][0]["finish_reason"] == chunks[-1]["choices"][0]["finish_reason"] == "stop"
+    assert whole["usage"]["completion_tokens"] == last["usage"]["completion_tokens"] == 3
+    assert whole["usage"]["diffusion"]["canvases"] == 1
+
+
+@pytest.mark.parametrize("seed", [-(2**63), -1, 0, 2**63 - 1])
+async def test_a_seed_is_any_signed_64_bit_integer(client, ask, engine: FakeEngine, seed):
+    assert (await post(client, ask(seed=seed)))["usage"]["diffusion"]["seed"] == seed
+    assert engine.jobs[0].seed == seed
+
+
 async def test_seed_and_temperature_reach_the_engine(client, ask, engine: FakeEngine):
     await post(client, ask(seed=-5, temperature=0))
     await post(client, ask(temperature=0.5))
@@ -250,13 +273,14 @@ async def test_neutral_and_harmless_values_pass(client, ask):
         "logit_bias": {},
         "tools": [],
         "tool_choice": "auto",
-        "parallel_tool_calls": True,
+        "parallel_tool_calls": False,
+        "service_tier": "default",
         "response_format": {"type": "text"},
         "stop": [],
         "modalities": ["text"],
         "stream": False,
     }
-    harmless = {"user": "me", "metadata": {"a": "b"}, "store": True, "service_tier": "auto", "prompt_cache_key": "k"}
+    harmless = {"user": "me", "metadata": {"a": "b"}, "store": True, "prompt_cache_key": "k"}
     assert await post(client, ask(**neutral, **harmless))
 
 
@@ -280,6 +304,20 @@ async def test_models_are_listed_and_found_by_name(sdk: openai.AsyncOpenAI):
     with pytest.raises(openai.NotFoundError) as caught:
         await sdk.models.retrieve("org/other")
     assert caught.value.code == "model_not_found"
+
+
+async def test_a_model_names_its_checkpoint_whatever_path_led_there(start, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    async with start(checkpoint=Path(".")) as client:
+        assert (await (await client.get("/v1/models")).json())["data"][0]["root"] == tmp_path.name
+
+
+@pytest.mark.parametrize("path", ["/health", "/v1/models", "/v1/models/demo", "/v1/health/live", "/v1/health/ready"])
+async def test_head_answers_as_get_does_without_a_body(client, path):
+    whole, head = await client.get(path), await client.head(path)
+    assert (head.status, head.content_type) == (200, whole.content_type)
+    assert head.headers["Content-Length"] == whole.headers["Content-Length"]
+    assert await head.read() == b""
 
 
 @pytest.mark.parametrize("path", ["/health", "/v1/health/live", "/v1/health/ready"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from pathlib import Path
 
 import openai
 import pytest
@@ -29,8 +30,8 @@ async def error_of(response, status: int = 400) -> dict:
 @pytest.mark.parametrize(
     ("fields", "param", "code"),
     [
-        ({"model": None}, "model", "missing_required_parameter"),
-        ({"messages": None}, "messages", "missing_required_parameter"),
+        ({"model": None}, "model", "invalid_value"),
+        ({"messages": None}, "messages", "invalid_value"),
         ({"messages": []}, "messages", "invalid_value"),
         ({"messages": "hi"}, "messages", "invalid_value"),
         ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content", "invalid_value"),
@@ -63,6 +64,10 @@ async def error_of(response, status: int = 400) -> dict:
         ({"chat_template_kwargs": {"thinking": True, "enable_thinking": False}}, "chat_template_kwargs", None),
         ({"reasoning_effort": "heroic"}, "reasoning_effort", "invalid_value"),
         ({"fancy": 1}, "fancy", "unknown_parameter"),
+        ({"": 1}, "", "unknown_parameter"),
+        ({"messages": [USER | {"": 1}]}, "messages[0].", "unknown_parameter"),
+        ({"service_tier": "flex"}, "service_tier", "unsupported_parameter"),
+        ({"parallel_tool_calls": "sometimes"}, "parallel_tool_calls", "unsupported_parameter"),
         ({"n": 2}, "n", "unsupported_parameter"),
         ({"n": True}, "n", "unsupported_parameter"),
         ({"top_p": 0.9}, "top_p", "unsupported_parameter"),
@@ -97,12 +102,70 @@ async def test_media_are_refused_by_the_place_they_stand_at(client, kind):
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{", b"nonsense", b"[1]", b"3", b'{"model": "\xff"}', b'{"a":' * 5000, b"[" * 100_000, b'{"a": 1e999}'],
-    ids=["empty", "cut", "words", "list", "number", "not-utf8", "deep-objects", "deep-lists", "infinite"],
+    [b"", b"{", b"nonsense", b"[1]", b"3", b'{"model": "\xff"}', b'{"a":' * 5000, b"[" * 100_000, b'{"a": NaN}'],
+    ids=["empty", "cut", "words", "list", "number", "not-utf8", "deep-objects", "deep-lists", "not-a-number"],
 )
 async def test_a_body_that_is_no_json_object_is_a_400(client, body):
     response = await client.post(URL, data=body, headers={"Content-Type": "application/json"})
     assert (await error_of(response))["code"] == "invalid_json"
+
+
+@pytest.mark.parametrize("name", ["model", "messages"])
+async def test_a_field_that_is_left_out_is_not_the_same_as_null(client, ask, name):
+    body = ask()
+    del body[name]
+    error = await error_of(await client.post(URL, json=body))
+    assert (error["param"], error["code"]) == (name, "missing_required_parameter")
+    error = await error_of(await client.post(URL, json=body | {name: None}))
+    assert f"Expected `{'str' if name == 'model' else 'array'}`, got `null`" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "said"),
+    [
+        (b'{"temperature": 1e400}', "temperature", "number is out of range"),
+        (b'{"a": [1, {"b": -1e400}]}', "a[1].b", "number is out of range"),
+        (b'{"seed": ' + b"9" * 5000 + b"}", "seed", "number is out of range"),
+        (b"[1e400]", "[0]", "number is out of range"),
+        (b'{"messages": [{"content": "\\ud800"}]}', "messages[0].content", "half a character"),
+        (b'{"model": "a\\ud800\\u0041 and more"}', "model", "half a character"),
+        (b'{"x": {"\\udc00 and more": 1}}', "x", "half a character"),
+        (b'{"\\udc00 and more": 1}', None, "half a character"),
+    ],
+)
+async def test_json_that_cannot_be_held_is_named_by_its_place(client, body, param, said):
+    error = await error_of(await client.post(URL, data=body, headers={"Content-Type": "application/json"}))
+    assert (error["param"], error["code"]) == (param, "invalid_value")
+    assert said in error["message"]
+    assert "not valid JSON" not in error["message"] and "truncated" not in error["message"]
+
+
+@pytest.mark.parametrize("path", [URL, "/health", "/v1/nothing"])
+async def test_an_unknown_expectation_is_a_417(client, ask, path):
+    method = client.post if path == URL else client.get
+    response = await method(path, json=ask(), headers={"Expect": "a-miracle", "x-request-id": "mine"})
+    assert (response.status, response.headers["x-request-id"]) == (417, "mine")
+    if path != "/v1/nothing":  # aiohttp's own text there: no route, no handler
+        assert (await error_of(response, 417))["code"] == "expectation_failed"
+    assert (await client.get("/health")).status == 200
+
+
+async def test_a_client_that_waits_to_be_asked_is_asked(client, ask):
+    assert (await client.post(URL, json=ask(), expect100=True)).status == 200
+
+
+async def test_other_methods_are_told_which_are_taken(client):
+    for path, allowed in ((URL, "POST"), ("/v1/models", "GET,HEAD"), ("/health", "GET,HEAD")):
+        response = await client.options(path)
+        assert (await error_of(response, 405))["code"] == "method_not_allowed"
+        assert response.headers["Allow"] == allowed
+
+
+@pytest.mark.parametrize("name", ["nothing", "org/nothing"])
+async def test_an_unknown_model_is_a_404_that_names_the_known_ones(client, name):
+    error = await error_of(await client.get(f"/v1/models/{name}"), 404)
+    assert (error["code"], error["param"]) == ("model_not_found", "model")
+    assert "demo" in error["message"]
 
 
 async def test_a_body_of_another_type_is_a_415(client, ask):
@@ -149,6 +212,12 @@ async def test_a_prompt_that_is_too_long_is_refused_before_the_stream_opens(clie
         assert "398" in error["message"] and "400" in error["message"]
 
 
+async def test_text_that_cannot_fit_is_a_prompt_that_is_too_long(client, ask):
+    error = await error_of(await client.post(URL, json=ask("x" * 10_000)))
+    assert (error["param"], error["code"]) == ("messages", "context_length_exceeded")
+    assert "at least 10000 tokens" in error["message"] and "400" in error["message"]
+
+
 async def test_the_official_client_raises_its_own_errors(sdk: openai.AsyncOpenAI):
     with pytest.raises(openai.NotFoundError) as unknown:
         await sdk.chat.completions.create(model="other", messages=[USER])
@@ -192,6 +261,12 @@ async def test_a_bug_of_ours_is_a_500_that_tells_nothing(client, ask, engine: Fa
     assert error["type"] == "server_error"
     assert "secret" not in error["message"] and "find-me" in error["message"]
     assert "a secret of ours" in caplog.text and "find-me" in caplog.text
+
+
+def test_the_readme_names_every_field_that_has_no_effect():
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    [sentence] = re.findall(r"^Taken without effect[^:]*: ([^.]*)\.", readme, re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", sentence)) == HARMLESS | {"name"}
 
 
 def test_a_field_is_done_harmless_or_neutral_and_never_two_of_them():

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 
-from fake_engine import CLOSE_THOUGHT, OPEN_THOUGHT, FakeParser
+from fake_engine import CLOSE_THOUGHT, END, OPEN_THOUGHT, FakeParser
 from hypothesis import given
 from hypothesis import strategies as st
 
 from serve.engine import Canvas
 from serve.reply import Reply, StopCutter
 
-LETTERS = st.text("ab" + OPEN_THOUGHT + CLOSE_THOUGHT, max_size=30)
+LETTERS = st.text("ab" + OPEN_THOUGHT + CLOSE_THOUGHT + END, max_size=30)
 STOPS = st.lists(st.text("ab", min_size=1, max_size=4), max_size=4)
 
 
@@ -25,9 +25,10 @@ def read(parts: list[str], stops: list[str]) -> tuple[str, str, int, int, str | 
     pieces = []
     for part in parts:
         pieces += reply.push(Canvas(tuple(map(ord, part)), 1))
-        if reply.stopped:
+        if reply.finish_reason:
             break
-    pieces += reply.finish("length")
+    if reply.finish_reason is None:
+        pieces += reply.finish("length")
     text = {kind: "".join(piece.text for piece in pieces if piece.kind == kind) for kind in ("content", "reasoning")}
     reasoning_tokens = reply._parser.reasoning_tokens
     return text["content"], text["reasoning"], reply.completion_tokens, reasoning_tokens, reply.finish_reason
@@ -56,6 +57,14 @@ def test_the_stop_string_that_is_complete_first_ends_the_text(text, stops, place
             break
     assert "".join(out) + cutter.finish() == first_complete(text, stops)
     assert cutter.hit == any(stop in text for stop in stops)
+
+
+@given(st.text("ab" + END, max_size=30), STOPS, st.lists(st.integers(0, 100), max_size=8))
+def test_nothing_after_an_end_token_is_read_or_counted(text, stops, places):
+    before, end, _ = text.partition(END)
+    content, _, tokens, _, reason = read(cuts_of(text, places), stops)
+    if not any(stop in before for stop in stops):
+        assert (content, tokens, reason) == (before, len(before + end), "stop" if end else "length")
 
 
 def test_only_what_may_become_a_stop_string_is_held_back():

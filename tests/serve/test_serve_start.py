@@ -17,6 +17,7 @@ import pytest
 from fake_engine import FakeEngine
 
 import serve.__main__ as command
+from serve import checkpoint_engine
 from serve.config import PUBLISHED_NAME, ServeConfig, parse_flags
 
 
@@ -85,11 +86,85 @@ def test_a_taken_port_is_one_line_and_status_2_before_anything_is_loaded(capsys,
     assert capsys.readouterr().err == f"serve: cannot listen on 127.0.0.1 port {port}: Address already in use\n"
 
 
+@pytest.mark.parametrize("host", ["..", "a" * 300, "."])
+def test_a_host_that_is_none_is_one_line_that_names_the_flag(capsys, monkeypatch, host):
+    monkeypatch.setattr(command, "_load", lambda config: pytest.fail("loaded for nothing"))
+    assert command.main(["--port", "0", "--host", host]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"--host {host} " in line and "idna" not in line
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("Unable to initialize backend 'cuda'\nand much more"), "Unable to initialize backend 'cuda'"),
+        (MemoryError(), "MemoryError"),
+    ],
+)
+def test_what_jax_refuses_while_loading_is_one_line_and_status_2(capsys, monkeypatch, tmp_path, error, said):
+    def broken(*_):
+        raise error
+
+    monkeypatch.setattr(checkpoint_engine, "keep_compiled", lambda folder: None)
+    monkeypatch.setattr(checkpoint_engine.CheckpointEngine, "load", broken)
+    assert command.main(["--port", "0", "--checkpoint", str(tmp_path), "--dtype", "float32"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"serve: cannot load {tmp_path} as float32: {said}"
+
+
+def test_a_compilation_cache_that_cannot_be_written_is_one_warning(monkeypatch, tmp_path, caplog):
+    (tmp_path / "file").touch()
+    engine = FakeEngine()
+    engine.devices = "none"
+    monkeypatch.setattr(checkpoint_engine.CheckpointEngine, "load", lambda *_: engine)
+    cache = tmp_path / "file" / "cache"
+    assert command._load(ServeConfig(checkpoint=tmp_path, compilation_cache=cache)) is engine
+    [warning] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.startswith(f"--compilation-cache {cache} cannot be used")
+
+
 def test_an_engine_that_cannot_warm_up_ends_the_server(monkeypatch, free_port):
     engine = FakeEngine()
     engine.warm_up_error = MemoryError("no room")
     monkeypatch.setattr(command, "_load", lambda config: engine)
     assert command.main(["--port", str(free_port)]) == 2
+
+
+def test_a_prompt_that_takes_long_does_not_hold_up_the_end():
+    script = """
+import sys, threading, time
+import serve.__main__ as command
+from fake_engine import FakeEngine
+class Slow(FakeEngine):
+    def render(self, messages, *, thinking):
+        print("rendering", file=sys.stderr, flush=True)
+        time.sleep(60)
+command._load = lambda config: Slow()
+command.leave(command.main(["--port", sys.argv[1], "--shutdown-seconds", "0"]))
+"""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    root = Path(__file__).parents[2]
+    paths = os.pathsep.join((str(root), str(Path(__file__).parent)))
+    server = subprocess.Popen(
+        [sys.executable, "-c", script, str(port)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": paths},
+    )
+    try:
+        assert any("warming up" in line for line in server.stderr), "it never listened"
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+            body = b'{"model": "google/diffusiongemma-26b-a4b-it", "messages": [{"role": "user", "content": "x"}]}'
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+            client.sendall(head.encode() + body)
+            assert any("rendering" in line for line in server.stderr)
+            server.send_signal(signal.SIGTERM)
+            assert b" 503 " in client.recv(1000)
+        assert server.wait(timeout=20) == 0
+    finally:
+        server.kill()
+        server.communicate()
 
 
 def test_a_server_answers_until_sigterm(monkeypatch, free_port):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 
 import openai
 import pytest
-from fake_engine import CANVAS, FakeEngine
+from fake_engine import CANVAS, PATIENCE, FakeEngine
 
 from serve.engine import Canvas
 from serve.handlers import WORKER
@@ -75,6 +76,70 @@ async def test_a_full_line_is_a_429_and_opens_again(start, ask, engine: FakeEngi
         assert await content_of(await running) == "You said: hold"
         assert await content_of(await waiting) == "You said: hi"
         assert await content_of(await client.post(URL, json=ask("again"))) == "You said: again"
+
+
+async def test_a_request_that_is_refused_costs_no_rendering(start, ask, engine: FakeEngine, eventually):
+    async with start(max_queue=0) as client:
+        running = asyncio.create_task(client.post(URL, json=ask("hold")))
+        await eventually(lambda: len(engine.jobs) == 1)
+        assert (await client.post(URL, json=ask("too much"))).status == 429
+        client.app[WORKER].state = "failed"
+        assert (await client.post(URL, json=ask("too late"))).status == 503
+        assert len(engine.rendered) == 1
+        client.app[WORKER].state = "ready"
+        engine.release.set()
+        assert await content_of(await running) == "You said: hold"
+
+
+async def test_prompts_in_preparation_have_a_place_in_the_line(start, ask, engine: FakeEngine, monkeypatch, eventually):
+    render, entered, go_on = engine.render, [], threading.Event()
+
+    def slow(messages, *, thinking):
+        entered.append(messages)
+        assert go_on.wait(PATIENCE)
+        return render(messages, thinking=thinking)
+
+    monkeypatch.setattr(engine, "render", slow)
+    async with start(max_queue=3) as client:
+        slow_ones = [asyncio.create_task(client.post(URL, json=ask("x"))) for _ in range(4)]
+        await eventually(lambda: len(client.app[WORKER]._open) == 4)
+        assert (await client.post(URL, json=ask("one more"))).status == 429
+        assert len(entered) == 2, "large prompts do not take every thread"
+        slow_ones.pop().cancel()  # gives its place back, though its prompt was never looked at
+        await eventually(lambda: len(client.app[WORKER]._open) == 3)
+        go_on.set()
+        for reply in slow_ones:
+            assert await content_of(await reply) == "You said: x"
+
+
+async def test_shutdown_waits_for_prompts_in_preparation(start, ask, engine: FakeEngine, monkeypatch, eventually):
+    render, go_on = engine.render, threading.Event()
+    monkeypatch.setattr(engine, "render", lambda *a, **k: go_on.wait(PATIENCE) and render(*a, **k))
+    async with start(shutdown_seconds=5) as client:
+        reply = asyncio.create_task(client.post(URL, json=ask("hi")))
+        await eventually(lambda: len(client.app[WORKER]._open) == 1)
+        closing = asyncio.create_task(client.server.close())
+        await eventually(lambda: client.app[WORKER].state == "closing")
+        go_on.set()
+        assert await content_of(await reply) == "You said: hi"
+        await closing
+        await eventually(lambda: not client.app[WORKER]._thread.is_alive())
+
+
+async def test_a_prompt_that_is_ready_after_the_server_stopped_is_a_503(
+    start, ask, engine: FakeEngine, monkeypatch, eventually
+):
+    render, go_on = engine.render, threading.Event()
+    monkeypatch.setattr(engine, "render", lambda *a, **k: go_on.wait(PATIENCE) and render(*a, **k))
+    async with start(shutdown_seconds=0.05) as client:
+        reply = asyncio.create_task(client.post(URL, json=ask("hi")))
+        await eventually(lambda: len(client.app[WORKER]._open) == 1)
+        run = next(iter(client.app[WORKER]._open))
+        closing = asyncio.create_task(client.server.close())
+        await eventually(run.cancelled.is_set)
+        go_on.set()
+        assert (await reply).status == 503
+        await closing
 
 
 async def test_a_finished_reply_has_left_its_place(start, ask):
