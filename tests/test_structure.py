@@ -1,6 +1,7 @@
 """The house rules that a program can check: imports point one way, the README names what there is."""
 
 import ast
+import hashlib
 import re
 from pathlib import Path
 
@@ -59,3 +60,13 @@ def test_every_package_is_declared_for_installation() -> None:
         for path in (ROOT / package).rglob("__init__.py")
     }
     assert found <= set(declared)
+
+
+@pytest.mark.parametrize("page", ["README.md", "checkpoints/demo/README.md"])
+def test_no_page_has_a_gap_left_to_fill(page: str) -> None:
+    assert not re.findall(r"@[A-Z]+@|TODO|XXX", (ROOT / page).read_text(encoding="utf-8"))
+
+
+def test_the_model_card_is_about_the_weights_beside_it() -> None:
+    weights = (ROOT / "checkpoints/demo/model.safetensors").read_bytes()
+    assert hashlib.sha256(weights).hexdigest() in (ROOT / "checkpoints/demo/README.md").read_text(encoding="utf-8")

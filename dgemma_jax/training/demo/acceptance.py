@@ -11,6 +11,17 @@ from dgemma_jax.prompt.template import ChatTemplate
 from dgemma_jax.training.demo.example import Example
 from dgemma_jax.training.rows import render
 
+PROMISED = {
+    "greetings": 0.85,
+    "identity": 0.75,
+    "capitals": 0.75,
+    "facts": 0.9,
+    "json_text": 0.65,
+    "memory": 0.7,
+    "outside": 0.85,
+}
+"""The least share of held-out questions that a demo model must answer, for the families that its card promises."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Score:
