@@ -98,7 +98,7 @@ def abstract_model(config: ModelConfig, dtype: jnp.dtype, backend: str = "all_ex
 
 def entries(config: ModelConfig) -> Iterator[Entry]:
     """Every tensor of a checkpoint with this configuration."""
-    for path, parameter in nnx.to_flat_state(nnx.state(abstract_model(config, jnp.bfloat16))):
+    for path, parameter in nnx.to_flat_state(nnx.state(abstract_model(config, jnp.dtype("bfloat16")))):
         name, part = published_name(path)
         shape = tuple(parameter.shape)
         yield Entry(path, name, shape, _published_shape(path[-1], shape), part)
