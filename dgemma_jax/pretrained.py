@@ -25,7 +25,7 @@ from dgemma_jax.prompt.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A checkpoint on a device. Made by `load`; every method leaves its arguments as they are."""
+    """A checkpoint on a device. Made by `load`; every method but `append` leaves its arguments as they are."""
 
     config: ModelConfig
     generation: GenerationConfig
