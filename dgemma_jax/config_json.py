@@ -28,8 +28,9 @@ from dgemma_jax.config import (
 from dgemma_jax.strict_json import KINDS, Fixed, StrictObject, load_object, load_optional, raise_collected, show
 
 FOLDER_CONTENTS = (
-    "config.json, weights (model.safetensors, or several files with model.safetensors.index.json) and, to read and "
-    "write text, tokenizer.json and chat_template.jinja; generation_config.json and processor_config.json are optional"
+    "config.json, weights (model.safetensors, several files with model.safetensors.index.json, or orbax/) and, to "
+    "read and write text, tokenizer.json and chat_template.jinja; generation_config.json and processor_config.json "
+    "are optional"
 )
 
 _ORIGIN_KEYS = {"architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "_name_or_path"}
@@ -349,6 +350,33 @@ def write_config(config: ModelConfig, generation: GenerationConfig, folder: Path
     settings = {**_plain_values(generation, "entropy_bound"), "eos_token_id": eos, "sampler_config": sampler}
     for name, value in (("config.json", root), ("generation_config.json", settings)):
         (folder / name).write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def write_processor_config(folder: Path, processor: ProcessorConfig) -> None:
+    """Writes `processor_config.json` in the published form.
+
+    transformers reads it too where the soft tokens are published numbers (70, 140, 280, 560, 1120); it knows no others.
+    """
+    names = ("patch_size", "pooling_kernel_size", "rescale_factor", "resample")
+    neutral = {"do_normalize": False, "image_mean": [0.0] * 3, "image_std": [1.0] * 3}
+    common = {name: getattr(processor, name) for name in names} | neutral | {"do_convert_rgb": True, "do_rescale": True}
+    image = common | {
+        "image_processor_type": "Gemma4ImageProcessor",
+        "do_resize": processor.do_resize,
+        "max_soft_tokens": processor.max_soft_tokens,
+    }
+    video = common | {
+        "video_processor_type": "Gemma4VideoProcessor",
+        "do_resize": True,
+        "do_sample_frames": True,
+        "max_soft_tokens": processor.video_max_soft_tokens,
+        "num_frames": processor.video_num_frames,
+    }
+    root = {"processor_class": "Gemma4Processor", "image_processor": image, "video_processor": video}
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(root, indent=2, sort_keys=True) + "\n"
+    (folder / "processor_config.json").write_text(text, encoding="utf-8")
 
 
 def _plain_values(config: Any, *written_elsewhere: str) -> dict[str, Any]:
