@@ -6,6 +6,7 @@ They take the model as structure and parameters, so that nothing of the module i
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from dgemma_jax import cache as kv
 from dgemma_jax.sampling import denoise as loop
 from dgemma_jax.sampling import head
 from dgemma_jax.sampling.draws import Draws, KeyedDraws, row_keys
+from dgemma_jax.sampling.logprobs import Logprobs, logprobs
 from dgemma_jax.sampling.settings import Settings
 
 
@@ -55,6 +57,14 @@ def denoise_logits(
     return model.text.logits(model.denoise(cache, canvas_BL, soft_BLD))
 
 
+class Denoised(NamedTuple):
+    """One canvas of every row: its tokens, the steps it took, and log-probabilities where the settings ask for them."""
+
+    canvas_BL: jax.Array
+    step_B: jax.Array
+    logprobs: Logprobs | None = None
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def denoise_canvas(
     graphdef: nnx.GraphDef,
@@ -63,13 +73,15 @@ def denoise_canvas(
     settings: Settings,
     seed_B2: jax.Array,
     canvas_index_B: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """One canvas of every row, from noise to its end: the argmax canvas [B, L] and the steps it took [B]."""
+) -> Denoised:
+    """One canvas of every row, from noise to its end: the argmax of its last prediction."""
     model = nnx.merge(graphdef, params)
     config = model.config
     draws = KeyedDraws(row_keys(seed_B2, canvas_index_B), config.canvas_length, config.text.vocab_size)
     state = loop.denoise(model, cache, settings, draws)
-    return state.argmax_BL, state.step_B
+    # After the loop, so that the vocabulary is ranked once a canvas and not once a step.
+    scored = None if state.x_BLD is None else logprobs(model.text, state.x_BLD, state.argmax_BL)
+    return Denoised(state.argmax_BL, state.step_B, scored)
 
 
 @functools.partial(jax.jit, static_argnums=0)

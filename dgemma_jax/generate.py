@@ -16,6 +16,8 @@ from jax.typing import ArrayLike
 from dgemma_jax import compiled
 from dgemma_jax.config import GenerationConfig
 from dgemma_jax.inputs import check_seeds
+from dgemma_jax.sampling.logprobs import TokenLogprob, of_row
+from dgemma_jax.sampling.options import PLAIN, SamplingOptions
 from dgemma_jax.sampling.settings import Settings
 
 if TYPE_CHECKING:
@@ -28,18 +30,25 @@ class Generated:
 
     tokens: int32 [batch, n], n at most `max_new_tokens`. A row that ends early holds its end token, then padding.
     steps: int32 [batch, canvases], denoising steps of each canvas; 0 for canvases after a row's end.
+    logprobs: of each row, one for each of its tokens before the padding; None unless the options ask for them.
     """
 
     tokens: np.ndarray
     steps: np.ndarray
+    logprobs: tuple[tuple[TokenLogprob, ...], ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class CanvasCommitted:
-    """New tokens of one canvas: up to and with the first end token, and never beyond `max_new_tokens`."""
+    """New tokens of one canvas: up to and with the first end token, and never beyond `max_new_tokens`.
+
+    logprobs: one for each token: of the last prediction the canvas had, whose argmax it is, at temperature 1 (not the
+    schedule's), given the prompt and the canvas as it then was. None unless the options ask for them.
+    """
 
     tokens: tuple[int, ...]
     steps: int
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,59 +68,87 @@ def stream(
     max_new_tokens: int,
     seed: int,
     generation: GenerationConfig,
-    **images: ArrayLike,
+    options: SamplingOptions = PLAIN,
+    **images: ArrayLike | None,
 ) -> Iterator[Event]:
     """Answers one prompt, canvas by canvas. `images` as for `Model.prefill`.
+
+    The first request with a truncation (`top_k` or `top_p`), and the first with log-probabilities, compiles a program
+    of its own; their values compile nothing. Log-probabilities are read off after the last step.
 
     Raises:
         ValueError: at the first `next`, for a prompt that leaves no room for a canvas, or as `Model.prefill`.
     """
     settings = dataclasses.replace(generation, max_new_tokens=max_new_tokens)
     produced: list[int] = []
-    for canvas_BL, steps_B in canvases(model, np.asarray([tokens]), check_seeds(seed, 1), settings, **images):
-        new = cut(canvas_BL[0], max_new_tokens - len(produced), settings.eos_token_ids)
-        produced += new
-        yield CanvasCommitted(tuple(new), int(steps_B[0]))
+    for canvas in canvases(model, np.asarray([tokens]), check_seeds(seed, 1), settings, options, **images):
+        event = _committed(canvas, 0, max_new_tokens - len(produced), settings, options)
+        produced += event.tokens
+        yield event
     ended = bool(produced) and produced[-1] in settings.eos_token_ids
     yield Finished("stop" if ended else "length")
 
 
 def generate(
-    model: Model, tokens: ArrayLike, seed: int | ArrayLike, settings: GenerationConfig, **images: ArrayLike
+    model: Model,
+    tokens: ArrayLike,
+    seed: int | ArrayLike,
+    settings: GenerationConfig,
+    options: SamplingOptions = PLAIN,
+    **images: ArrayLike | None,
 ) -> Generated:
     """Answers a batch of prompts of one length; see `Model.generate`."""
     tokens_BT = np.asarray(tokens)
     rows = len(tokens_BT) if tokens_BT.ndim == 2 else 0
     produced: list[list[int]] = [[] for _ in range(rows)]
+    scores: list[list[TokenLogprob]] = [[] for _ in range(rows)]
     steps = []
-    for canvas_BL, steps_B in canvases(model, tokens_BT, check_seeds(seed, rows), settings, **images):
-        steps.append(steps_B)
-        for row, canvas in zip(produced, canvas_BL, strict=True):
-            if not (row and row[-1] in settings.eos_token_ids):
-                row += cut(canvas, settings.max_new_tokens - len(row), settings.eos_token_ids)
+    for canvas in canvases(model, tokens_BT, check_seeds(seed, rows), settings, options, **images):
+        steps.append(np.asarray(canvas.step_B))
+        for row, made in enumerate(produced):
+            if not (made and made[-1] in settings.eos_token_ids):
+                event = _committed(canvas, row, settings.max_new_tokens - len(made), settings, options)
+                made += event.tokens
+                scores[row] += event.logprobs or ()
     longest = max(map(len, produced))
-    padded = [row + [settings.pad_token_id] * (longest - len(row)) for row in produced]
-    return Generated(np.asarray(padded, np.int32), np.stack(steps, axis=1))
+    padded = [made + [settings.pad_token_id] * (longest - len(made)) for made in produced]
+    logprobs = None if options.logprobs is None else tuple(map(tuple, scores))
+    return Generated(np.asarray(padded, np.int32), np.stack(steps, axis=1), logprobs)
+
+
+def _committed(
+    canvas: compiled.Denoised, row: int, room: int, settings: GenerationConfig, options: SamplingOptions
+) -> CanvasCommitted:
+    tokens = cut(np.asarray(canvas.canvas_BL)[row], room, settings.eos_token_ids)
+    logprobs = None
+    if canvas.logprobs is not None and options.logprobs is not None:
+        logprobs = of_row(canvas.logprobs, row, len(tokens), options.logprobs)
+    return CanvasCommitted(tuple(tokens), int(np.asarray(canvas.step_B)[row]), logprobs)
 
 
 def canvases(
-    model: Model, tokens_BT: np.ndarray, seed_B2: np.ndarray, settings: GenerationConfig, **images: ArrayLike
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Argmax canvases, int [B, L], and their steps, [B], until every row has ended or no canvas is left.
+    model: Model,
+    tokens_BT: np.ndarray,
+    seed_B2: np.ndarray,
+    settings: GenerationConfig,
+    options: SamplingOptions,
+    **images: ArrayLike | None,
+) -> Iterator[compiled.Denoised]:
+    """Canvases of all rows, until every row has ended or no canvas is left.
 
     A row that has ended takes no more steps; its canvases mean nothing.
     """
     limit = _canvas_limit(model, tokens_BT.shape[-1], settings.max_new_tokens)
     cache = model.prefill(tokens_BT, **images)
-    row_settings = Settings.of(settings, len(tokens_BT))
+    row_settings = Settings.of(settings, len(tokens_BT), options)
     ended_B = np.zeros(len(tokens_BT), bool)
     for index in range(limit):
         active = dataclasses.replace(row_settings, max_steps_B=jnp.where(ended_B, 0, row_settings.max_steps_B))
-        canvas_BL, steps_B = compiled.denoise_canvas(
+        canvas = compiled.denoise_canvas(
             model.graphdef, model.params, cache, active, jnp.asarray(seed_B2), jnp.full(len(ended_B), index)
         )
-        canvas_BL = np.asarray(canvas_BL)
-        yield canvas_BL, np.asarray(steps_B)
+        yield canvas
+        canvas_BL = np.asarray(canvas.canvas_BL)
         ended_B |= np.isin(canvas_BL, settings.eos_token_ids).any(axis=1)
         if ended_B.all():
             return

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from golden import reading
 
-from dgemma_jax import CanvasCommitted, Finished, GenerationConfig, Model, stream
+from dgemma_jax import CanvasCommitted, Finished, GenerationConfig, Model, SamplingOptions, compiled, stream
 from dgemma_jax.generate import cut
 
 PROMPT = [5, 17, 60, 3]
@@ -88,6 +88,48 @@ def test_stream_tells_the_same_answer_canvas_by_canvas(model: Model, answer: lis
     *canvases, last = stream(model, PROMPT, max_new_tokens=16, seed=5, generation=ending)
     assert last == Finished("stop")
     assert sum((canvas.tokens for canvas in canvases), ())[-1] == answer[11]
+
+
+def test_every_kept_token_has_a_logprob_and_as_many_likeliest_as_were_asked_for(
+    model: Model, answer: list[int]
+) -> None:
+    options = SamplingOptions(logprobs=3)
+    *canvases, _ = stream(model, PROMPT, max_new_tokens=13, seed=5, generation=SETTINGS, options=options)
+    assert [token for canvas in canvases for token in canvas.tokens] == answer[:13]
+    told = [entry for canvas in canvases for entry in canvas.logprobs]
+    assert [entry.likeliest[0] for entry in told] == [(a, e.logprob) for a, e in zip(answer, told, strict=False)]
+    for entry in told:
+        values = [value for _, value in entry.likeliest]
+        assert len(values) == 3 and values == sorted(values, reverse=True) and values[0] < 0
+    bare = next(
+        stream(model, PROMPT, max_new_tokens=8, seed=5, generation=SETTINGS, options=SamplingOptions(logprobs=0))
+    )
+    assert bare.logprobs == tuple(dataclasses.replace(entry, likeliest=()) for entry in told[:8])
+
+
+def test_generate_tells_the_logprobs_of_the_tokens_before_the_padding(model: Model, answer: list[int]) -> None:
+    options = SamplingOptions(logprobs=2)
+    ending = with_end(model, answer[2])
+    batch = ending.generate([PROMPT, PROMPT], max_new_tokens=16, seed=[5, 6], options=options)
+    for seed, row in zip((5, 6), batch.logprobs, strict=True):
+        arguments = {"max_new_tokens": 16, "seed": seed, "generation": ending.generation, "options": options}
+        *canvases, _ = stream(ending, PROMPT, **arguments)
+        assert row == sum((canvas.logprobs for canvas in canvases), ())
+    assert len(batch.logprobs[0]) == answer.index(answer[2]) + 1
+
+
+def test_bounds_on_the_draw_change_an_answer_and_every_value_of_them_is_one_program(
+    model: Model, answer: list[int]
+) -> None:
+    def ask(options: SamplingOptions) -> list[int]:
+        return model.generate([PROMPT], max_new_tokens=8, seed=5, options=options).tokens[0].tolist()
+
+    assert ask(SamplingOptions(top_k=1)) != answer[:8]
+    programs = compiled.denoise_canvas._cache_size()
+    assert ask(SamplingOptions(top_p=0.0)) == ask(SamplingOptions(top_k=1)), "both: only the likeliest is drawn"
+    assert ask(SamplingOptions(top_k=10**12, top_p=1.0)) == answer[:8]
+    assert compiled.denoise_canvas._cache_size() == programs
+    assert ask(SamplingOptions()) == answer[:8]
 
 
 def test_an_answer_stops_where_the_positions_end(model: Model) -> None:

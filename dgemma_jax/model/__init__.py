@@ -8,5 +8,6 @@ Key to the capital letters that end tensor names (`x_BTD` has shape [batch, quer
     V vocabulary         I images             N patches           P numbers in a patch
     M soft tokens        W vision width       A tokens of all rows, flattened
     R rows of a block, or noisy tokens   J blocks of rows    U earlier predictions
+    Q likeliest tokens of a position
     Y inputs and Z outputs of a matrix, or any list
 """

@@ -24,11 +24,15 @@ from dgemma_jax.sampling.settings import Settings
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class State:
-    """A canvas being denoised, per row: what the decoder reads next, the latest prediction, and the step count."""
+    """A canvas being denoised, per row: what the decoder reads next, the latest prediction, and the step count.
+
+    `x_BLD` are the hidden states the latest prediction was made of; None unless the settings ask for log-probabilities.
+    """
 
     canvas_BL: jax.Array
     argmax_BL: jax.Array
     soft_BLD: jax.Array
+    x_BLD: jax.Array | None
     history_BUL: jax.Array
     step_B: jax.Array
     done_B: jax.Array
@@ -39,12 +43,14 @@ def start(model: DiffusionGemma, draws: Draws, settings: Settings) -> State:
     canvas_BL = draws.canvas()
     rows, length = canvas_BL.shape
     embedding_VD = model.text.embedding_VD
+    zeros_BLD = jnp.zeros((rows, length, embedding_VD.shape[1]), embedding_VD.dtype)
     return State(
         canvas_BL=canvas_BL,
         argmax_BL=canvas_BL,
         # Zeros are the reference's "no prediction yet": the loop needs one shape for all its steps, and the
         # self-conditioning block maps zeros to zero exactly.
-        soft_BLD=jnp.zeros((rows, length, embedding_VD.shape[1]), embedding_VD.dtype),
+        soft_BLD=zeros_BLD,
+        x_BLD=zeros_BLD if settings.logprobs else None,
         history_BUL=stopping.start_history(rows, settings.stability_threshold, length),
         step_B=jnp.zeros(rows, jnp.int32),
         done_B=settings.max_steps_B <= 0,
@@ -55,12 +61,13 @@ def step(model: DiffusionGemma, cache: Cache, state: State, settings: Settings, 
     """One denoising step of every row that is not done."""
     drawn = draws.step(state.step_B)
     x_BLD = model.denoise(cache, state.canvas_BL, state.soft_BLD)
-    prediction = predict(model.text, x_BLD, temperature(state.step_B, settings), drawn.uniform_BL)
-    new = _advance(state, prediction, drawn.token_BL, settings)
+    heat_B = temperature(state.step_B, settings)
+    prediction = predict(model.text, x_BLD, heat_B, drawn.uniform_BL, settings.truncation)
+    new = _advance(state, x_BLD, prediction, drawn.token_BL, settings)
     return jax.tree.map(lambda old, fresh: jnp.where(_like(state.done_B, fresh), old, fresh), state, new)
 
 
-def _advance(state: State, prediction: Prediction, random_BL: jax.Array, settings: Settings) -> State:
+def _advance(state: State, x_BLD: jax.Array, prediction: Prediction, random_BL: jax.Array, settings: Settings) -> State:
     accepted_BL = accept(prediction.entropy_BL, settings.entropy_bound_B)
     stop_B = stopping.should_stop(
         prediction.argmax_BL, prediction.entropy_BL, state.history_BUL, settings.confidence_threshold_B
@@ -71,6 +78,7 @@ def _advance(state: State, prediction: Prediction, random_BL: jax.Array, setting
         canvas_BL=jnp.where(accepted_BL, prediction.drawn_BL, random_BL),
         argmax_BL=prediction.argmax_BL,
         soft_BLD=prediction.soft_BLD,
+        x_BLD=x_BLD if settings.logprobs else None,
         history_BUL=stopping.remember(prediction.argmax_BL, state.history_BUL),
         step_B=step_B,
         done_B=stop_B | (step_B >= settings.max_steps_B),

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from dgemma_jax.model.text import TextModel
+from dgemma_jax.sampling.truncation import Truncation, truncate
 
 
 class Prediction(NamedTuple):
@@ -19,14 +20,20 @@ class Prediction(NamedTuple):
     soft_BLD: jax.Array
 
 
-def predict(text: TextModel, x_BLD: jax.Array, temperature_B: jax.Array, uniform_BL: jax.Array) -> Prediction:
-    """Materialises the logits [B, L, V], scales them by the temperature and reads everything off them."""
+def predict(
+    text: TextModel, x_BLD: jax.Array, temperature_B: jax.Array, uniform_BL: jax.Array, truncation: Truncation | None
+) -> Prediction:
+    """Materialises the logits [B, L, V], scales them by the temperature and reads everything off them.
+
+    Only the draw is truncated: how sure the model is, what it is sure of, and what it conditions on next, is its own.
+    """
     logits_BLV = text.logits(x_BLD) / temperature_B[:, None, None]
     log_BLV = jax.nn.log_softmax(logits_BLV, axis=-1)
     probability_BLV = jnp.exp(log_BLV)
+    drawable_BLV = probability_BLV if truncation is None else truncate(probability_BLV, truncation)
     return Prediction(
         argmax_BL=jnp.argmax(logits_BLV, axis=-1).astype(jnp.int32),
-        drawn_BL=draw(probability_BLV, uniform_BL),
+        drawn_BL=draw(drawable_BLV, uniform_BL),
         entropy_BL=-jnp.sum(probability_BLV * log_BLV, axis=-1),
         soft_BLD=soft_embedding(text, logits_BLV),
     )

@@ -8,22 +8,30 @@ import jax
 import jax.numpy as jnp
 
 from dgemma_jax.config import GenerationConfig
+from dgemma_jax.sampling.options import PLAIN, SamplingOptions
+from dgemma_jax.sampling.truncation import Truncation
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """See `GenerationConfig` for the meaning. The stability threshold fixes a shape and is the same for all rows."""
+    """See `GenerationConfig` and `SamplingOptions` for the meaning.
+
+    The stability threshold fixes a shape and is the same for all rows. So is whether hidden states are kept for
+    log-probabilities, and whether there is a truncation: what no row asks for is not in the program.
+    """
 
     max_steps_B: jax.Array
     entropy_bound_B: jax.Array
     t_min_B: jax.Array
     t_max_B: jax.Array
     confidence_threshold_B: jax.Array
+    truncation: Truncation | None
     stability_threshold: int = dataclasses.field(metadata={"static": True})
+    logprobs: bool = dataclasses.field(metadata={"static": True})
 
     @classmethod
-    def of(cls, config: GenerationConfig, rows: int) -> Settings:
+    def of(cls, config: GenerationConfig, rows: int, options: SamplingOptions = PLAIN) -> Settings:
         """The same settings for every row."""
 
         def full(value: float) -> jax.Array:
@@ -35,5 +43,7 @@ class Settings:
             t_min_B=full(config.t_min),
             t_max_B=full(config.t_max),
             confidence_threshold_B=full(config.confidence_threshold),
+            truncation=Truncation.of([options] * rows),
             stability_threshold=config.stability_threshold,
+            logprobs=options.logprobs is not None,
         )

@@ -37,7 +37,7 @@ def test_generate_returns_the_sequences_of_the_reference(name: str, case: str, m
         state = reading.first_state(model, settings, draws)
         while not np.asarray(state.done_B).all():
             state = compiled.denoise_step(graphdef, params, cache, state, settings, draws)
-        return state.argmax_BL, state.step_B
+        return compiled.Denoised(state.argmax_BL, state.step_B)
 
     monkeypatch.setattr(compiled, "denoise_canvas", replay)
     result = generate_batch(model, golden["tokens"], 0, config, **reading.images(golden))

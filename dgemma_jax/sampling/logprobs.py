@@ -1,0 +1,50 @@
+"""How sure the model was of the tokens of a canvas."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dgemma_jax.model.text import TextModel
+from dgemma_jax.sampling.options import MOST_LOGPROBS
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenLogprob:
+    """One token of an answer: its log-probability, and the likeliest tokens in its place with theirs."""
+
+    logprob: float
+    likeliest: tuple[tuple[int, float], ...]
+
+
+class Logprobs(NamedTuple):
+    """Natural logarithms of probabilities, per canvas position: of its token, and of the likeliest, likeliest first."""
+
+    token_BL: jax.Array
+    likeliest_BLQ: jax.Array
+    logprob_BLQ: jax.Array
+
+
+def logprobs(text: TextModel, x_BLD: jax.Array, canvas_BL: jax.Array) -> Logprobs:
+    """Reads off hidden states how likely the canvas's tokens and the likeliest ones are, at temperature 1.
+
+    Q is always `MOST_LOGPROBS`, whatever a request asks for: one shape, one program. Of equally likely tokens the
+    smaller id comes first.
+    """
+    log_BLV = jax.nn.log_softmax(text.logits(x_BLD), axis=-1)
+    logprob_BLQ, likeliest_BLQ = jax.lax.top_k(log_BLV, min(MOST_LOGPROBS, log_BLV.shape[-1]))
+    token_BL = jnp.take_along_axis(log_BLV, canvas_BL[..., None], axis=-1)[..., 0]
+    return Logprobs(token_BL, likeliest_BLQ, logprob_BLQ)
+
+
+def of_row(logprobs: Logprobs, row: int, tokens: int, likeliest: int) -> tuple[TokenLogprob, ...]:
+    """What a request asked for: of its row the first `tokens` positions, each with so many of the likeliest."""
+    token_L, likeliest_LQ, logprob_LQ = (np.asarray(values)[row, :tokens].tolist() for values in logprobs)
+    return tuple(
+        TokenLogprob(logprob, tuple(zip(ids[:likeliest], values[:likeliest], strict=True)))
+        for logprob, ids, values in zip(token_L, likeliest_LQ, logprob_LQ, strict=True)
+    )
