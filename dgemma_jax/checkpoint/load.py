@@ -9,9 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from dgemma_jax.checkpoint.match import require_shapes
 from dgemma_jax.checkpoint.names import Entry, abstract_model, entries
-from dgemma_jax.checkpoint.safetensors import CheckpointError, TensorFiles
+from dgemma_jax.checkpoint.safetensors import TensorFiles
 from dgemma_jax.config import ModelConfig
+
+ORBAX_FOLDER = "orbax"
 
 
 def require_match(wanted: list[Entry], files: TensorFiles) -> None:
@@ -19,19 +22,9 @@ def require_match(wanted: list[Entry], files: TensorFiles) -> None:
 
     A separate `lm_head.weight` is accepted where it repeats the embedding: the head is tied to it.
     """
-    shapes = {entry.name: entry.published_shape for entry in wanted}
-    found = set(files.names) - _tied_copies(files)
-    lines = [
-        f"  - {name} {shape} (model has it, checkpoint does not)" for name, shape in shapes.items() if name not in found
-    ]
-    lines += [f"  + {name} (checkpoint has it, model does not)" for name in sorted(found - shapes.keys())]
-    lines += [
-        f"  ! {name}: wanted {shape}, found {files.shape(name)}"
-        for name, shape in shapes.items()
-        if name in found and files.shape(name) != shape
-    ]
-    if lines:
-        raise CheckpointError(f"{files.folder}: checkpoint does not fit the model:\n" + "\n".join(sorted(lines)))
+    tied = _tied_copies(files)
+    found = {name: files.shape(name) for name in files.names if name not in tied}
+    require_shapes(files.folder, {entry.name: entry.published_shape for entry in wanted}, found)
 
 
 def _tied_copies(files: TensorFiles) -> set[str]:
@@ -47,13 +40,22 @@ def load_parameters(
 
     Raises `CheckpointError` for files that are damaged or do not fit the model.
     """
+    graphdef, state = nnx.split(abstract_model(config, dtype, backend))
+    flat = list(nnx.to_flat_state(state))
+    if (folder / ORBAX_FOLDER).is_dir():
+        from dgemma_jax.checkpoint import orbax  # most folders hold safetensors, and need not wait for its import
+
+        found = orbax.restore(
+            folder / ORBAX_FOLDER, {path: jax.ShapeDtypeStruct(leaf.shape, dtype) for path, leaf in flat}
+        )
+        return graphdef, nnx.from_flat_state([(path, leaf.replace(found[path])) for path, leaf in flat])
     files = TensorFiles.open(folder)
     table = list(entries(config))
     require_match(table, files)
-    graphdef, state = nnx.split(abstract_model(config, dtype, backend))
     names = {entry.path: entry for entry in table}
-    leaves = [(path, leaf.replace(_read(files, names[path], dtype))) for path, leaf in nnx.to_flat_state(state)]
-    return graphdef, nnx.from_flat_state(leaves)
+    return graphdef, nnx.from_flat_state(
+        [(path, leaf.replace(_read(files, names[path], dtype))) for path, leaf in flat]
+    )
 
 
 def _read(files: TensorFiles, entry: Entry, dtype: jnp.dtype) -> jax.Array:

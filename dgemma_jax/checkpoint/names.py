@@ -6,6 +6,7 @@ directions are reshapes of the same bytes.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -98,6 +99,15 @@ def abstract_model(config: ModelConfig, dtype: jnp.dtype, backend: str = "all_ex
 
 def entries(config: ModelConfig) -> Iterator[Entry]:
     """Every tensor of a checkpoint with this configuration."""
+    return iter(_entries(config))
+
+
+@functools.cache  # of the 26B it takes seconds, and several readers ask
+def _entries(config: ModelConfig) -> tuple[Entry, ...]:
+    return tuple(_walk(config))
+
+
+def _walk(config: ModelConfig) -> Iterator[Entry]:
     for path, parameter in nnx.to_flat_state(nnx.state(abstract_model(config, jnp.dtype("bfloat16")))):
         name, part = published_name(path)
         shape = tuple(parameter.shape)

@@ -69,6 +69,11 @@ class TensorFiles:
             return cls(folder, _read_indexed(folder / INDEX_FILE))
         raise CheckpointError(_nothing_found(folder))
 
+    @classmethod
+    def open_file(cls, path: Path) -> TensorFiles:
+        """One file of any name. Raises CheckpointError as `open` does."""
+        return cls(path.parent, _read_header(path))
+
     @property
     def names(self) -> tuple[str, ...]:
         """Every tensor's name, sorted."""
@@ -293,10 +298,16 @@ def _publish(folder: Path, shards: list[Path], names: list[list[str]], total: in
     if len(shards) == 1:
         shards[0].rename(folder / SINGLE_FILE)
         return
-    weight_map: dict[str, str] = {}
+    files: dict[str, list[str]] = {}
     for number, (path, shard_names) in enumerate(zip(shards, names, strict=True), start=1):
         file_name = f"model-{number:05}-of-{len(shards):05}.safetensors"
         path.rename(folder / file_name)
-        weight_map |= dict.fromkeys(shard_names, file_name)
+        files[file_name] = shard_names
+    write_index(folder, files, total)
+
+
+def write_index(folder: Path, files: Mapping[str, Iterable[str]], total: int) -> None:
+    """Writes which file holds which tensors, and the bytes of all of them: readers then take the files for one."""
+    weight_map = {name: file_name for file_name, names in files.items() for name in names}
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
