@@ -41,7 +41,13 @@ class DiffusionGemma(nnx.Module):
         return kv.append(cache, output.key_values, count_B)
 
     def read(
-        self, tokens_BT: jax.Array, position_BT: jax.Array, cache: kv.Cache | None, soft_BTD: jax.Array | None = None
+        self,
+        tokens_BT: jax.Array,
+        position_BT: jax.Array,
+        cache: kv.Cache | None,
+        soft_BTD: jax.Array | None = None,
+        *,
+        remat: bool = False,
     ) -> TextOutput:
         """The encoder pass itself: hidden states and keys of tokens at the given positions, nothing written."""
         x_BTD = self.text.embed(tokens_BT)
@@ -54,7 +60,7 @@ class DiffusionGemma(nnx.Module):
         past = None if cache is None else cache.layers
         where = None if cache is None else kv.key_positions(cache)
         mask = masks.encoder_masks(where, position_BT, block_BT, self.config.text.sliding_window)
-        return self.text.run(x_BTD, position_BT, past, mask, "encoder")
+        return self.text.run(x_BTD, position_BT, past, mask, "encoder", remat=remat)
 
     def denoise(self, cache: kv.Cache, canvas_BL: jax.Array, soft_BLD: jax.Array | None) -> jax.Array:
         """One pass over the canvas, which follows the cached tokens: hidden states [B, L, D] for `text.logits`.

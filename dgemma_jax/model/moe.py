@@ -30,9 +30,14 @@ def all_experts(x_AD: jax.Array, routing: Routing, gate_up_EFD: jax.Array, down_
     """Weighted sum over the chosen experts of each token: [A, D]. Gate rows come first in `gate_up_EFD`."""
     A, E = x_AD.shape[0], gate_up_EFD.shape[0]
     weight_AE = jnp.zeros((A, E), jnp.float32).at[jnp.arange(A)[:, None], routing.expert_AX].set(routing.weight_AX)
-    gate_AEF, up_AEF = jnp.split(einsum("ad,efd->aef", x_AD, gate_up_EFD), 2, axis=-1)
+    D, F = down_EDF.shape[1:]
+    # Plain matrix products: XLA's CPU backend sums products over two axes in another order for few rows than for many,
+    # and a canvas must not notice that others are in the batch.
+    gate_up_AEF = einsum("ad,yd->ay", x_AD, gate_up_EFD.reshape(-1, D)).reshape(A, E, 2 * F)
+    gate_AEF, up_AEF = jnp.split(gate_up_AEF, 2, axis=-1)
     hidden_AEF = (gelu(gate_AEF) * up_AEF).astype(jnp.float32) * weight_AE[..., None]
-    return einsum("aef,edf->ad", hidden_AEF.astype(x_AD.dtype), down_EDF)
+    down_DY = jnp.swapaxes(down_EDF, 0, 1).reshape(D, -1)
+    return einsum("ay,dy->ad", hidden_AEF.astype(x_AD.dtype).reshape(A, -1), down_DY)
 
 
 def expert_blocks(x_AD: jax.Array, routing: Routing, gate_up_EFD: jax.Array, down_EDF: jax.Array) -> jax.Array:

@@ -6,6 +6,7 @@ what is cached, and in the layer scalar.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -68,8 +69,13 @@ class TextModel(nnx.Module):
         past: tuple[KeyValue, ...] | None,
         masks: dict[LayerType, Masks],
         mode: Mode,
+        *,
+        remat: bool = False,
     ) -> TextOutput:
-        """All layers. `past` holds what is cached of each layer; None reads nothing but the tokens."""
+        """All layers. `past` holds what is cached of each layer; None reads nothing but the tokens.
+
+        `remat`: a backward pass computes each layer again instead of keeping its intermediate values.
+        """
         kinds = sorted(set(self.config.layer_types))
         turns = {kind: rotation(positions_BT, text_frequencies(self.config, kind), x_BTD.dtype) for kind in kinds}
         key_values, routings = [], []
@@ -77,7 +83,8 @@ class TextModel(nnx.Module):
             mask = masks[layer.layer_type]
             segment = None if past is None else Segment(past[index], mask.past_BTS)
             with jax.named_scope(f"layer_{index}"):
-                output = layer(x_BTD, turns[layer.layer_type], segment, mask.self_BTT, mode)
+                run = functools.partial(layer, mode=mode)
+                output = (jax.checkpoint(run) if remat else run)(x_BTD, turns[layer.layer_type], segment, mask.self_BTT)
             x_BTD = output.x_BTD
             key_values.append(output.key_value)
             routings.append(output.routing)

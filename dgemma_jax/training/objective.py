@@ -21,8 +21,20 @@ from dgemma_jax.model.diffusion_gemma import DiffusionGemma
 from dgemma_jax.model.masks import block_diffusion_masks
 from dgemma_jax.model.router import Routing
 from dgemma_jax.model.text import Masks, TextOutput
-from dgemma_jax.sampling.head import soft_embedding
 from dgemma_jax.training.corruption import corrupt, noise_levels
+from dgemma_jax.training.head import soft_embeddings, token_losses
+
+
+class Pictures(NamedTuple):
+    """The images of a batch, as many for each row.
+
+    patches_BINP: float in [0, 1] [batch, images, patches, values]; position_BIN2: int (x, y), -1 for padding.
+    soft_BS: for each token of the row the number of its soft token, all images counted through; -1 for words.
+    """
+
+    patches_BINP: jax.Array
+    position_BIN2: jax.Array
+    soft_BS: jax.Array
 
 
 class Batch(NamedTuple):
@@ -35,11 +47,15 @@ class Batch(NamedTuple):
     prefix_B: jax.Array
     answer_B: jax.Array
     blocks_B: jax.Array
+    pictures: Pictures | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective:
-    """Weights and switches. `blocks`: canvases of the longest answer in the batch. `copies`: noise copies of each."""
+    """Weights and switches. `blocks`: canvases of the longest answer in the batch. `copies`: noise copies of each.
+
+    `remat` computes each layer again in the backward pass instead of keeping what is inside it.
+    """
 
     blocks: int
     copies: int = 1
@@ -48,6 +64,7 @@ class Objective:
     prompt_weight: float = 0.3
     fill_weight: float = 1.0
     balance_weight: float = 0.0
+    remat: bool = False
 
 
 class Metrics(NamedTuple):
@@ -64,21 +81,36 @@ def loss(model: DiffusionGemma, batch: Batch, key: jax.Array, objective: Objecti
     """The scalar to minimise, and what it is made of.
 
     Raises:
-        ValueError: an odd number of rows; half of them are to be conditioned on a first prediction.
+        ValueError: an odd number of rows, half of which are to be conditioned on a first prediction; or pictures
+            for a model without a vision tower.
     """
     B, S = batch.tokens_BS.shape
     if B % 2:
         raise ValueError(f"a batch needs an even number of rows, found {B}")
-    clean = model.read(batch.tokens_BS, jnp.broadcast_to(jnp.arange(S)[None], (B, S)), None)
+    position_BS = jnp.broadcast_to(jnp.arange(S)[None], (B, S))
+    clean = model.read(batch.tokens_BS, position_BS, None, _soft_tokens(model, batch), remat=objective.remat)
     next_token = _next_token_loss(model, clean.x_BTD, batch, objective)
     canvases = _noisy_canvases(model, batch, key, objective)
-    output = _denoise(model, clean.key_values, canvases)
-    logits_BRV = model.text.logits(output.x_BTD)
-    denoising = _mean(_cross_entropy(logits_BRV, canvases.target_BR), canvases.weight_BR)
+    output = _denoise(model, clean.key_values, canvases, objective)
+    nll_BR, right_BR = token_losses(model.text, output.x_BTD, canvases.target_BR)
+    denoising = _mean(nll_BR, canvases.weight_BR)
     balance = _balance(clean.routings + output.routings)
     total = denoising + objective.next_token_weight * next_token + objective.balance_weight * balance
-    right_BR = (jnp.argmax(logits_BRV, -1) == canvases.target_BR).astype(jnp.float32)
     return total, Metrics(total, denoising, next_token, balance, _mean(right_BR, canvases.weight_BR))
+
+
+def _soft_tokens(model: DiffusionGemma, batch: Batch) -> jax.Array | None:
+    """Every image's soft tokens at their places in the rows: [B, S, D]; other places mean nothing."""
+    pictures = batch.pictures
+    if pictures is None:
+        return None
+    if model.vision is None:
+        raise ValueError("the batch holds pictures, but the model has no vision tower")
+    B, images = pictures.patches_BINP.shape[:2]
+    flat = [x.reshape(B * images, *x.shape[2:]) for x in (pictures.patches_BINP, pictures.position_BIN2)]
+    soft_IMD = model.vision(*flat).soft_IMD
+    soft_BZD = soft_IMD.reshape(B, -1, soft_IMD.shape[-1])
+    return jnp.take_along_axis(soft_BZD, jnp.maximum(pictures.soft_BS, 0)[..., None], axis=1)
 
 
 class _Canvases(NamedTuple):
@@ -108,22 +140,32 @@ def _noisy_canvases(model: DiffusionGemma, batch: Batch, key: jax.Array, objecti
     )
 
 
-def _denoise(model: DiffusionGemma, key_values: tuple[KeyValue, ...], canvases: _Canvases) -> TextOutput:
-    """The decoder pass; the first half of the rows is conditioned on a first pass of its own."""
-    first_half = slice(0, len(canvases.noisy_BR) // 2)
-    nothing_BRD = jnp.zeros((*canvases.noisy_BR.shape, model.config.text.hidden_size), model.text.embedding_VD.dtype)
-    first = _decode(model, key_values, canvases, first_half, nothing_BRD[first_half])
-    soft_BRD = nothing_BRD.at[first_half].set(soft_embedding(model.text, model.text.logits(first.x_BTD)))
-    return _decode(model, key_values, canvases, slice(None), jax.lax.stop_gradient(soft_BRD))
+def _denoise(
+    model: DiffusionGemma, key_values: tuple[KeyValue, ...], canvases: _Canvases, objective: Objective
+) -> TextOutput:
+    """The decoder pass; every second row is conditioned on a first pass of its own."""
+    past, half = _every_second((key_values, canvases))
+    first = _decode(model, past, half, None, objective)
+    soft_HRD = jax.lax.stop_gradient(soft_embeddings(model.text, first.x_BTD))
+    # Pairs of rows stay neighbours, so that each device of a data-parallel run has both of them.
+    soft_BRD = jnp.stack([soft_HRD, jnp.zeros_like(soft_HRD)], axis=1).reshape(-1, *soft_HRD.shape[1:])
+    return _decode(model, key_values, canvases, soft_BRD, objective)
+
+
+def _every_second(tree: tuple) -> tuple:
+    """The even rows of every array; masks that all rows share stay as they are."""
+    return jax.tree.map(lambda x: x if len(x) == 1 else x.reshape(len(x) // 2, 2, *x.shape[1:])[:, 0], tree)
 
 
 def _decode(
-    model: DiffusionGemma, key_values: tuple[KeyValue, ...], canvases: _Canvases, rows: slice, soft_BRD: jax.Array
+    model: DiffusionGemma,
+    key_values: tuple[KeyValue, ...],
+    canvases: _Canvases,
+    soft_BRD: jax.Array | None,
+    objective: Objective,
 ) -> TextOutput:
-    x_BRD = model.text.self_conditioning(model.text.embed(canvases.noisy_BR[rows]), soft_BRD)
-    past = jax.tree.map(lambda x: x[rows], key_values)
-    masks = jax.tree.map(lambda mask: mask if len(mask) == 1 else mask[rows], canvases.masks)
-    return model.text.run(x_BRD, canvases.position_BR[rows], past, masks, "decoder")
+    x_BRD = model.text.self_conditioning(model.text.embed(canvases.noisy_BR), soft_BRD)
+    return model.text.run(x_BRD, canvases.position_BR, key_values, canvases.masks, "decoder", remat=objective.remat)
 
 
 def canvas_layout(blocks: int, copies: int, canvas_length: int) -> tuple[jax.Array, jax.Array]:
@@ -139,18 +181,15 @@ def _canvas_weights(position_BR: jax.Array, block_R: jax.Array, batch: Batch, ob
 
 
 def _next_token_loss(model: DiffusionGemma, x_BSD: jax.Array, batch: Batch, objective: Objective) -> jax.Array:
-    target_BS = batch.tokens_BS[:, 1:]
     position_1S = jnp.arange(1, x_BSD.shape[1])[None]
     end_B1 = (batch.prefix_B + batch.blocks_B * model.config.canvas_length)[:, None]
     weight_BS = jnp.where(position_1S < batch.prefix_B[:, None], objective.prompt_weight, 1.0)
     weight_BS = jnp.where(position_1S >= (batch.prefix_B + batch.answer_B)[:, None], objective.fill_weight, weight_BS)
     weight_BS = jnp.where(position_1S < end_B1, weight_BS, 0.0)
-    return _mean(_cross_entropy(model.text.logits(x_BSD[:, :-1]), target_BS), weight_BS)
-
-
-def _cross_entropy(logits_BTV: jax.Array, target_BT: jax.Array) -> jax.Array:
-    log_BTV = jax.nn.log_softmax(logits_BTV, axis=-1)
-    return -jnp.take_along_axis(log_BTV, target_BT[..., None], axis=-1)[..., 0]
+    if batch.pictures is not None:  # what an image shows is not for the words before it to predict
+        weight_BS = jnp.where(batch.pictures.soft_BS[:, 1:] < 0, weight_BS, 0.0)
+    nll_BS, _ = token_losses(model.text, x_BSD[:, :-1], batch.tokens_BS[:, 1:])
+    return _mean(nll_BS, weight_BS)
 
 
 def _mean(value: jax.Array, weight: jax.Array) -> jax.Array:
@@ -162,6 +201,7 @@ def _balance(routings: tuple[Routing, ...]) -> jax.Array:
     values = []
     for routing in routings:
         E = routing.probability_AE.shape[1]
-        share_E = jnp.zeros(E, jnp.float32).at[routing.expert_AX.reshape(-1)].add(1.0 / routing.expert_AX.size)
+        chosen_AE = jnp.sum(jax.nn.one_hot(routing.expert_AX, E), axis=1)
+        share_E = jnp.mean(chosen_AE, axis=0) / routing.expert_AX.shape[1]
         values.append(E * jnp.sum(share_E * jnp.mean(routing.probability_AE, axis=0)))
     return jnp.mean(jnp.stack(values))

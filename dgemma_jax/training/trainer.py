@@ -1,66 +1,121 @@
-"""The training step and its state."""
+"""The training step and its state.
+
+What is trained is one pytree and what is frozen another; `combine` makes the model's parameters of both. Full
+training combines by merging the two, LoRA by adding its products to frozen matrices.
+"""
 
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple, cast
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dgemma_jax.config import ModelConfig
-from dgemma_jax.model.diffusion_gemma import DiffusionGemma
 from dgemma_jax.training.objective import Batch, Metrics, Objective, loss
 from dgemma_jax.training.optimizer import OptimizerConfig, make_optimizer, update_average
 
+Combine = Callable[[Any, nnx.State], nnx.State]
+
 
 class TrainState(NamedTuple):
-    """Everything that changes: trained and frozen parameters, the running average, the optimiser, the step."""
+    """Everything that changes: trained parameters, their running average (None: not kept), optimiser, batches seen."""
 
-    params: nnx.State
-    frozen: nnx.State
-    average: nnx.State
+    trained: Any
+    average: Any
     optimizer: optax.OptState
     step: jax.Array
 
 
-def is_trained(path: tuple, _: object) -> bool:
-    """Text parameters but the layer scalars, which the architecture keeps as constants."""
-    return path[0] == "text" and not str(path[-1]).endswith("_scalar_1")
+def merge(trained: nnx.State, frozen: nnx.State) -> nnx.State:
+    """Full training: the trained parameters beside the frozen ones."""
+    return nnx.merge_state(trained, frozen)
 
 
 class Trainer:
-    """A model being trained from scratch. `state` is a plain value; `step` moves it on by one batch."""
+    """A model being trained. `state` is a plain value; `step` moves it on by one batch.
 
-    def __init__(self, config: ModelConfig, optimizer: OptimizerConfig, seed: int):
-        model = DiffusionGemma(config, nnx.Rngs(seed), jnp.dtype("float32"))
-        self.graphdef: nnx.GraphDef
-        self.graphdef, params, frozen = nnx.split(model, is_trained, ...)  # type: ignore[misc]
+    Args:
+        graphdef, trained, frozen, combine: the model; see the module's text. Each is used up: its memory becomes the
+            state's.
+        dtype: of the arithmetic. The trained parameters keep their own, which should be float32.
+        mesh: spreads the rows of a batch over its axis "data"; parameters are whole on every device.
+    """
+
+    def __init__(
+        self,
+        graphdef: nnx.GraphDef,
+        trained: Any,
+        frozen: nnx.State,
+        optimizer: OptimizerConfig,
+        *,
+        seed: int,
+        combine: Combine = merge,
+        dtype: str = "float32",
+        mesh: Mesh | None = None,
+    ) -> None:
+        self.graphdef, self.config, self.combine = graphdef, optimizer, combine
+        self.dtype, self.mesh, self.key = jnp.dtype(dtype), mesh, jax.random.key(seed)
         self.optimizer = make_optimizer(optimizer)
-        self.average_decay = optimizer.average
-        copied = jax.tree.map(jnp.copy, params)  # its own buffers: both are donated to the step
-        self.state = TrainState(params, frozen, copied, self.optimizer.init(params), jnp.zeros((), jnp.int32))
-        self.key = jax.random.key(seed)
+        average = jax.tree.map(jnp.copy, trained) if optimizer.average else None
+        self.frozen = self._everywhere(frozen)
+        state = TrainState(trained, average, self.optimizer.init(trained), jnp.zeros((), jnp.int32))
+        self.state: TrainState = self._everywhere(state)
 
     def step(self, batch: Batch, objective: Objective) -> Metrics:
-        """One update. The noise depends on the seed and the step alone."""
-        self.state, metrics = self._step(self.state, batch, objective)
+        """One batch. The noise depends on the seed and the number of the batch alone."""
+        if self.mesh is not None:
+            batch = jax.device_put(batch, NamedSharding(self.mesh, PartitionSpec("data")))
+        # Two programs: the update is compiled once, however many shapes of batches there are.
+        gradients, metrics = self._gradients(self.state.trained, self.frozen, batch, self.state.step, objective)
+        self.state = self._update(self.state, gradients)
         return metrics
 
-    def averaged(self) -> nnx.State:
-        """All parameters, the trained ones averaged."""
-        return nnx.merge_state(self.state.average, self.state.frozen)
+    def evaluate(self, batch: Batch, objective: Objective, key: jax.Array) -> Metrics:
+        """The losses of `best` on a batch that is not learned from, under noise of its own."""
+        return self._losses(self.best(), self.frozen, batch, key, objective)
 
-    @functools.partial(jax.jit, static_argnums=(0, 3), donate_argnums=1)
-    def _step(self, state: TrainState, batch: Batch, objective: Objective) -> tuple[TrainState, Metrics]:
-        def objective_of(params: nnx.State) -> tuple[jax.Array, Metrics]:
-            model = nnx.merge(self.graphdef, params, state.frozen)
-            return loss(model, batch, jax.random.fold_in(self.key, state.step), objective)
+    def best(self) -> Any:
+        """What is trained, averaged if an average is kept."""
+        return self.state.trained if self.state.average is None else self.state.average
 
-        gradients, metrics = jax.grad(objective_of, has_aux=True)(state.params)
-        updates, optimizer = self.optimizer.update(gradients, state.optimizer, state.params)
-        params = cast(nnx.State, optax.apply_updates(state.params, updates))
-        average = update_average(state.average, params, self.average_decay, state.step)
-        return TrainState(params, state.frozen, average, optimizer, state.step + 1), metrics
+    def parameters(self) -> nnx.State:
+        """All parameters of the model, with `best` in it."""
+        return self.combine(self.best(), self.frozen)
+
+    def _everywhere(self, tree: Any) -> Any:
+        return tree if self.mesh is None else jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
+
+    @functools.partial(jax.jit, static_argnums=(0, 5))
+    def _losses(self, trained: Any, frozen: nnx.State, batch: Batch, key: jax.Array, objective: Objective) -> Metrics:
+        return self._loss(trained, frozen, batch, key, objective)[1]
+
+    @functools.partial(jax.jit, static_argnums=(0, 5))
+    def _gradients(
+        self, trained: Any, frozen: nnx.State, batch: Batch, step: jax.Array, objective: Objective
+    ) -> tuple[Any, Metrics]:
+        def objective_of(trained: Any) -> tuple[jax.Array, Metrics]:
+            return self._loss(trained, frozen, batch, jax.random.fold_in(self.key, step), objective)
+
+        return jax.grad(objective_of, has_aux=True)(trained)
+
+    def _loss(
+        self, trained: Any, frozen: nnx.State, batch: Batch, key: jax.Array, objective: Objective
+    ) -> tuple[jax.Array, Metrics]:
+        params = jax.tree.map(lambda x: x.astype(self.dtype), self.combine(trained, frozen))
+        return loss(nnx.merge(self.graphdef, params), batch, key, objective)
+
+    @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+    def _update(self, state: TrainState, gradients: Any) -> TrainState:
+        updates, optimizer = self.optimizer.update(gradients, state.optimizer, state.trained)
+        trained = optax.apply_updates(state.trained, updates)
+        average, step = state.average, state.step + 1
+        if average is not None:
+            moved = update_average(average, trained, self.config.average, state.step)
+            whole = step % self.config.accumulate == 0  # nothing changes between two updates
+            average = jax.tree.map(lambda new, old: jnp.where(whole, new, old), moved, average)
+        return TrainState(trained, average, optimizer, step)

@@ -1,7 +1,6 @@
 """The demo tokenizer: fixed special ids, any text comes back, answers fit a canvas, the files are reproducible."""
 
 import json
-from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -9,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from dgemma_jax.prompt.template import ChatTemplate
 from dgemma_jax.training import demo
 from dgemma_jax.training.demo import capitals, facts, json_text
-from dgemma_jax.training.demo.tokenizer import closed_words
+from dgemma_jax.training.demo.tokenizer import closed_words, texts
 
 SHIPPED = Path(__file__).parents[2] / "checkpoints" / "demo"
 CANVAS = 32
@@ -45,8 +45,8 @@ def test_two_runs_write_the_same_bytes(written: Path, tmp_path: Path) -> None:
 
 
 def test_special_tokens_have_the_first_ids_in_order(tokenizer: Tokenizer) -> None:
-    assert tokenizer.get_vocab_size() == 1024
-    assert sorted(tokenizer.get_vocab().values()) == list(range(1024))
+    assert tokenizer.get_vocab_size() == 1280
+    assert sorted(tokenizer.get_vocab().values()) == list(range(1280))
     for expected, text in enumerate(demo.SPECIAL_TOKENS):
         assert tokenizer.token_to_id(text) == expected
         assert ids(tokenizer, f"x{text}x")[1] == expected
@@ -66,8 +66,8 @@ def test_any_text_comes_back(text: str) -> None:
 
 
 def test_generated_text_comes_back(tokenizer: Tokenizer) -> None:
-    for example in islice(demo.examples("train", 5), 300):
-        for text in (message["content"] for message in example.messages):
+    for index in range(300):
+        for text, _ in texts(demo.example("train", 5, index)):
             assert tokenizer.decode(ids(tokenizer, text)) == text
 
 
@@ -90,25 +90,13 @@ def test_a_name_is_split_alike_with_and_without_a_space_in_front(tokenizer: Toke
 
 
 def test_an_answer_is_split_alike_alone_and_after_its_prompt(tokenizer: Tokenizer) -> None:
-    for example in islice(demo.examples("train", 6), 200):
-        prompt, answer = f"<|turn>user\n{example.prompt[-1:]}<turn|>\n<|turn>model\n", f"{example.expected}<turn|>\n"
-        assert ids(tokenizer, prompt + answer) == ids(tokenizer, prompt) + ids(tokenizer, answer)
-
-
-def answer_lengths(tokenizer: Tokenizer, family: str) -> list[int]:
-    found = demo.test_examples(family, 200, seed=1)
-    return [len(ids(tokenizer, example.expected + "<turn|>")) for example in found]
-
-
-@pytest.mark.parametrize("family", sorted(demo.FAMILIES.keys() - {"counting"}))
-def test_nearly_all_answers_fit_one_canvas_with_the_turn_marker(family: str, tokenizer: Tokenizer) -> None:
-    lengths = answer_lengths(tokenizer, family)
-    assert sum(length <= CANVAS for length in lengths) / len(lengths) >= 0.98
-    assert max(lengths) <= 2 * CANVAS
-
-
-def test_counting_needs_one_to_three_canvases(tokenizer: Tokenizer) -> None:
-    assert {-(-length // CANVAS) for length in answer_lengths(tokenizer, "counting")} == {1, 2, 3}
+    template = ChatTemplate.from_folder(SHIPPED)
+    for index in range(200):
+        example = demo.example("train", 6, index)
+        options = {"tools": example.tools, "enable_thinking": example.thinking}
+        whole = template.render(example.messages, add_generation_prompt=False, **options)
+        prompt = template.render(example.prompt, **options)
+        assert ids(tokenizer, whole) == ids(tokenizer, prompt) + ids(tokenizer, whole.removeprefix(prompt))
 
 
 def test_words_that_do_not_fit_are_refused() -> None:

@@ -1,5 +1,6 @@
 """The training pass is the serving pass: same numbers, no leaks, no padding, no other canvas."""
 
+import json
 import math
 
 import jax
@@ -12,9 +13,10 @@ from dgemma_jax import cache as kv
 from dgemma_jax.config import FULL, SLIDING, ModelConfig, TextConfig
 from dgemma_jax.model.diffusion_gemma import DiffusionGemma
 from dgemma_jax.model.masks import block_diffusion_masks
+from dgemma_jax.training import head
 from dgemma_jax.training.corruption import corrupt, noise_levels
 from dgemma_jax.training.objective import Objective, canvas_layout, loss
-from dgemma_jax.training.rows import Bucket, Row, batches, stack
+from dgemma_jax.training.rows import BatchStream, Bucket, Position, Row, stack
 
 CANVAS, BLOCKS, PREFIX, VOCABULARY = 4, 3, 9, 50
 LENGTH = PREFIX + BLOCKS * CANVAS
@@ -132,14 +134,14 @@ def rows() -> list[Row]:
 
 
 def test_an_untrained_model_is_about_as_good_as_guessing_the_next_token(model) -> None:
-    _, metrics = jitted_loss(model, stack(rows(), 16, CANVAS, 1), jax.random.key(0), Objective(blocks=2))
+    _, metrics = jitted_loss(model, stack(rows(), 16, CONFIG, 1), jax.random.key(0), Objective(blocks=2))
     assert abs(float(metrics.next_token) - math.log(VOCABULARY)) < 1.0
 
 
 def test_padding_changes_no_loss(model) -> None:
     losses = [
         jitted_loss(
-            model, stack(rows(), length, CANVAS, 1), jax.random.key(0), Objective(blocks=2, balance_weight=0.0)
+            model, stack(rows(), length, CONFIG, 1), jax.random.key(0), Objective(blocks=2, balance_weight=0.0)
         )[1]
         for length in (15, 24)
     ]
@@ -147,18 +149,20 @@ def test_padding_changes_no_loss(model) -> None:
     np.testing.assert_allclose(losses[0].next_token, losses[1].next_token, rtol=1e-5)
 
 
-def test_without_noise_the_canvas_is_learnt_by_copying() -> None:
-    from dgemma_jax.training.optimizer import OptimizerConfig
-    from dgemma_jax.training.trainer import Trainer
+def test_the_sliced_vocabulary_pass_equals_the_whole(model, monkeypatch) -> None:
+    x_BTD = jax.random.normal(jax.random.key(0), (2, 7, CONFIG.text.hidden_size))
+    target_BT = jnp.asarray(np.random.default_rng(0).integers(0, VOCABULARY, (2, 7)))
 
-    trainer = Trainer(CONFIG, OptimizerConfig(steps=120, learning_rate=1e-2, warmup=10), 0)
-    objective = Objective(blocks=2, t_min=0.0)
-    batch = stack(rows(), 16, CANVAS, 1)
-    first = trainer.step(batch, objective)
-    for _ in range(119):
-        last = trainer.step(batch, objective)
-    assert float(last.next_token) < 0.1 * float(first.next_token)
-    assert float(last.denoising) < 0.3 * float(first.denoising)
+    def everything() -> tuple:
+        def nll(x_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
+            nll_BT, right_BT = head.token_losses(model.text, x_BTD, target_BT)
+            return nll_BT.sum(), right_BT
+
+        return jax.value_and_grad(nll, has_aux=True)(x_BTD), head.soft_embeddings(model.text, x_BTD)
+
+    whole = everything()
+    monkeypatch.setattr(head, "MOST_LOGITS", 2 * 3 * VOCABULARY)  # three positions at a time
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), everything(), whole)
 
 
 def test_noise_levels_cover_their_range_evenly() -> None:
@@ -177,15 +181,33 @@ def test_corruption_replaces_the_asked_share_by_any_token() -> None:
 
 def test_rows_are_filled_to_whole_canvases_and_never_cut() -> None:
     row = Row((5, 6, 7), (8, 9, 10, 11, 12))
-    batch = stack([row], 14, CANVAS, fill=1)
+    batch = stack([row], 14, CONFIG, fill=1)
     assert batch.tokens_BS.tolist() == [[5, 6, 7, 8, 9, 10, 11, 12, 1, 1, 1, 0, 0, 0]]
     assert (batch.prefix_B.tolist(), batch.answer_B.tolist(), batch.blocks_B.tolist()) == ([3], [5], [2])
-    with pytest.raises(ValueError, match="11 tokens and 2 canvases"):
-        list(batches(iter([row]), [Bucket(10, 2, 1)], CANVAS, fill=1))
+    with pytest.raises(ValueError, match="11 tokens, 2 canvases"):
+        next(BatchStream(lambda index: row, [Bucket(10, 2, 1)], CONFIG, fill=1))
+
+
+def test_a_stream_goes_on_from_the_position_it_saved() -> None:
+    def row_at(index: int) -> Row:
+        return Row((5,) * (1 + index * 7 % 11), (6 + index % 40,) * (1 + index % 8))
+
+    def stream(position: Position | None = None) -> BatchStream:
+        return BatchStream(row_at, [Bucket(12, 1, 2), Bucket(24, 2, 4)], CONFIG, 1, position)
+
+    whole, first = stream(), stream()
+    wanted = [next(whole) for _ in range(12)]
+    for _ in range(5):
+        next(first)
+    second = stream(Position(**json.loads(json.dumps(first.position.as_json()))))
+    for bucket, batch in wanted[5:]:
+        found = next(second)
+        assert found[0] == bucket
+        np.testing.assert_array_equal(found[1].tokens_BS, batch.tokens_BS)
 
 
 def test_a_run_is_repeatable(model) -> None:
-    batch, objective = stack(rows(), 16, CANVAS, 1), Objective(blocks=2)
+    batch, objective = stack(rows(), 16, CONFIG, 1), Objective(blocks=2)
     first = jitted_loss(model, batch, jax.random.key(3), objective)[0]
     assert first == jitted_loss(model, batch, jax.random.key(3), objective)[0]
     assert first != jitted_loss(model, batch, jax.random.key(4), objective)[0]

@@ -5,7 +5,7 @@ table of their shares. `tokenizer` trains the byte-level tokenizer on the same t
 """
 
 from dgemma_jax.training.demo.example import Example, Split
-from dgemma_jax.training.demo.mix import FAMILIES, Family, examples, test_examples
+from dgemma_jax.training.demo.mix import FAMILIES, Family, example, test_examples
 from dgemma_jax.training.demo.tokenizer import SPECIAL_TOKENS, train_tokenizer, write_tokenizer
 
 __all__ = [
@@ -14,7 +14,7 @@ __all__ = [
     "Example",
     "Family",
     "Split",
-    "examples",
+    "example",
     "test_examples",
     "train_tokenizer",
     "write_tokenizer",

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dgemma_jax.config import FULL, SLIDING, GenerationConfig, ModelConfig, TextConfig, VisionConfig
+from dgemma_jax.config import FULL, SLIDING, GenerationConfig, ModelConfig, ProcessorConfig, TextConfig, VisionConfig
 from dgemma_jax.prompt.tokenizer import Tokenizer
 
-VOCABULARY = 1024
+VOCABULARY = 1280
+DEMO_PROCESSOR = ProcessorConfig(
+    patch_size=8, pooling_kernel_size=2, max_soft_tokens=16, video_max_soft_tokens=16, video_num_frames=4
+)
+"""Pictures of 64 patches of 8 x 8 pixels, a soft token for each 2 x 2 of them; four frames of a video."""
 
 
 def demo_config(tokenizer: Tokenizer) -> ModelConfig:
@@ -14,8 +18,8 @@ def demo_config(tokenizer: Tokenizer) -> ModelConfig:
         text=TextConfig(
             vocab_size=VOCABULARY,
             hidden_size=128,
-            intermediate_size=256,
-            moe_intermediate_size=64,
+            intermediate_size=384,
+            moe_intermediate_size=32,
             num_experts=8,
             top_k_experts=2,
             num_attention_heads=4,

@@ -4,25 +4,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-from dgemma_jax.training.demo.example import Split
-from dgemma_jax.training.demo.wording import Wordings
+from dgemma_jax.training.demo.wording import Question, vary, wordings
 
 Pairs = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """A table of facts: `wordings` ask with {x}; `sentence` answers with {x} and {y}; y alone is the short answer."""
+    """A table of facts: `asked` and `thought` hold {x}; `sentence` answers with {x} and {y}; y is the short answer."""
 
-    wordings: Wordings
+    asked: tuple[str, ...]
+    thought: str
     sentence: str
     pairs: Pairs
 
-    def draw(self, rng: Random, split: Split) -> tuple[str, str, str]:
-        """A question, its answer in a sentence, and in one word."""
+    def make(self, rng: Random) -> Question:
+        """A question about one of the pairs."""
         x, y = rng.choice(self.pairs)
-        answer = self.sentence.format(x=x, y=y)
-        return self.wordings.draw(rng, split).format(x=x), capitalised(answer), capitalised(y)
+        text = vary(rng, capitalised(rng.choice(self.asked).format(x=x)))
+        one_word = None if " " in y else capitalised(y)
+        return Question(text, capitalised(self.sentence.format(x=x, y=y)), self.thought.format(x=x), one_word)
 
 
 def capitalised(text: str) -> str:
@@ -51,33 +52,23 @@ def _previous(ring: Sequence[str]) -> Pairs:
 
 def after(noun: str, ring: Sequence[str]) -> Facts:
     """What comes after each member of a ring of days, months or seasons."""
-    wordings = Wordings(
-        train=(
-            f"What {noun} comes after {{x}}?",
-            f"Which {noun} comes after {{x}}?",
-            f"Which {noun} follows {{x}}?",
-            f"What is the {noun} after {{x}}?",
-            f"Tell me the {noun} after {{x}}.",
-            f"Name the {noun} that comes after {{x}}.",
-            "What comes after {x}?",
-        ),
-        test=(f"What {noun} follows {{x}}?", f"Name the {noun} after {{x}}.", f"Which is the {noun} after {{x}}?"),
+    asked = wordings(
+        f"""What {noun} comes after {{x}}? | Which {noun} comes after {{x}}? | Which {noun} follows {{x}}?
+        | What is the {noun} after {{x}}? | Tell me the {noun} after {{x}}. | What comes after {{x}}?
+        | Name the {noun} that comes after {{x}}. | What {noun} follows {{x}}? | Name the {noun} after {{x}}.
+        | Which is the {noun} after {{x}}? | What is the next {noun} after {{x}}? | What follows {{x}}?
+        | Which {noun} is after {{x}}? | The {noun} after {{x}}?"""
     )
-    return Facts(wordings=wordings, sentence="{y} comes after {x}.", pairs=_next(ring))
+    return Facts(asked=asked, thought=f"The {noun} after {{x}}.", sentence="{y} comes after {x}.", pairs=_next(ring))
 
 
 def before(noun: str, ring: Sequence[str]) -> Facts:
     """What comes before each member of a ring of days, months or seasons."""
-    wordings = Wordings(
-        train=(
-            f"What {noun} comes before {{x}}?",
-            f"Which {noun} comes before {{x}}?",
-            f"Which {noun} is before {{x}}?",
-            f"What is the {noun} before {{x}}?",
-            f"Tell me the {noun} before {{x}}.",
-            f"Name the {noun} that comes before {{x}}.",
-            "What comes before {x}?",
-        ),
-        test=(f"What {noun} is before {{x}}?", f"Name the {noun} before {{x}}.", f"Which is the {noun} before {{x}}?"),
+    asked = wordings(
+        f"""What {noun} comes before {{x}}? | Which {noun} comes before {{x}}? | Which {noun} is before {{x}}?
+        | What is the {noun} before {{x}}? | Tell me the {noun} before {{x}}. | What comes before {{x}}?
+        | Name the {noun} that comes before {{x}}. | What {noun} is before {{x}}? | Name the {noun} before {{x}}.
+        | Which is the {noun} before {{x}}? | What is before {{x}}? | The {noun} before {{x}}?"""
     )
-    return Facts(wordings=wordings, sentence="{y} comes before {x}.", pairs=_previous(ring))
+    sentence = "{y} comes before {x}."
+    return Facts(asked=asked, thought=f"The {noun} before {{x}}.", sentence=sentence, pairs=_previous(ring))

@@ -1,167 +1,118 @@
-"""Greetings: hello, how are you, thanks, goodbye."""
+"""Greetings: hello, how are you, thanks, goodbye. Composed of something in front, the greeting, and who is greeted."""
 
+from dataclasses import dataclass
 from random import Random
 
-from dgemma_jax.training.demo.example import Example, Split, ask
-from dgemma_jax.training.demo.wording import Wordings, vary
+from dgemma_jax.training.demo.example import Example, Split
+from dgemma_jax.training.demo.wording import Question, ask_question, draw_question, lower_first, vary, wordings
 
 FAMILY = "greetings"
 
-GREETINGS: tuple[tuple[str, Wordings], ...] = (
-    (
-        "Hello! How can I help you?",
-        Wordings(
-            train=(
-                "Hello!",
-                "Hi",
-                "Hi!",
-                "Hello",
-                "Hey!",
-                "Hello there!",
-                "Hi there!",
-                "Hey there!",
-                "Greetings!",
-                "Good day!",
-                "Hello, DGemma!",
-                "Hi, DGemma!",
-                "Hello, model!",
-                "Howdy!",
-                "Hello, hello!",
-                "Hi, nice to see you!",
-                "Hello, is anybody there?",
-            ),
-            test=(
-                "Hello again!",
-                "Oh, hi!",
-                "Well, hello there!",
-                "Hey, DGemma!",
-                "Hey, nice to see you!",
-                "Hi, hello!",
-                "Hey, hello!",
-                "Hello, my friend!",
-                "Hi, model!",
-            ),
+_HELLO = ("Hi", "Hello", "Hey", "Hello there", "Hi there", "Oh", "Well", "Okay", "So")
+_THANKS = ("Okay", "Great", "Good", "Perfect", "Very good", "Nice", "Wow", "Ah", "Oh", "All right")
+_LEAVING = ("Okay", "Thanks", "Thank you", "Great, thanks", "Well", "So", "All right", "I have to go", "That is all")
+_YOU = ("DGemma", "model", "my friend", "little model", "dear model", "computer", "friend")
+_MARKS = ("!", "!", "!", "!!", ".", "", "", " :)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Greeting:
+    """One kind of greeting: its wordings, what may stand before and after them, and the reply."""
+
+    said: tuple[str, ...]
+    before: tuple[str, ...]
+    after: tuple[str, ...] = ()
+    reply: str
+    thought: str
+    marks: tuple[str, ...] = _MARKS
+
+
+GREETINGS = (
+    Greeting(
+        said=wordings(
+            """Hello | Hello | Hi | Hi | Hey | Hello there | Hi there | Hey there | Greetings | Good day | Howdy | Hiya
+            | Hello again | Hi again | Hello hello | Nice to see you | Good to see you | Nice to see you again"""
         ),
+        before=("Hi", "Hello", "Hey", "Oh", "Well", "Okay", "Hi there", "Hello there", "Ah"),
+        reply="Hello! How can I help you?",
+        thought="The user says hello.",
     ),
-    (
-        "I am fine, thank you.",
-        Wordings(
-            train=(
-                "How are you?",
-                "How are you doing?",
-                "How are you today?",
-                "Hello, how are you?",
-                "Hi, how are you?",
-                "Hi, how are you doing?",
-                "How is it going?",
-                "How do you feel?",
-                "Are you well?",
-                "What is up?",
-                "How are things?",
-            ),
-            test=(
-                "Hey, how are you?",
-                "Hello, how is it going?",
-                "How are you doing today?",
-                "How do you feel today?",
-                "Hey, how are you doing?",
-                "Hello, how are things?",
-            ),
+    Greeting(
+        said=wordings(
+            """How are you | How are you | How are you doing | How are you today | How are you feeling | How do you feel
+            | How is it going | How are things | How do you do | Are you well | Are you fine | How have you been
+            | What is up | How is your day | Is everything fine | How are you doing today | How are you now
+            | How do you feel today | How is it going today | How was your day"""
         ),
+        before=(*_HELLO, "Good morning", "Good evening", "Good day", "And"),
+        reply="I am fine, thank you.",
+        thought="The user asks how I am.",
+        marks=("?", "?", "?", "??", "", " :)"),
     ),
-    (
-        "You are welcome!",
-        Wordings(
-            train=(
-                "Thanks!",
-                "Thank you!",
-                "Thank you very much!",
-                "Thanks a lot!",
-                "Many thanks!",
-                "Thanks for your help!",
-                "Thank you for the answer.",
-                "Great, thanks!",
-                "Thank you so much!",
-                "Okay, thank you.",
-            ),
-            test=(
-                "Thanks very much!",
-                "Great, thank you!",
-                "Thank you for your help!",
-                "Okay, thanks a lot.",
-                "Thanks so much!",
-                "Thanks for the answer.",
-                "Great, thanks a lot!",
-            ),
+    Greeting(
+        said=wordings(
+            """Thanks | Thanks | Thank you | Thank you | Thank you very much | Thanks a lot | Many thanks
+            | Thanks for your help | Thank you for your help | Thank you for the answer | Thanks for the answer
+            | Thank you so much | Thanks so much | Thanks very much | A big thank you | I thank you"""
         ),
+        before=_THANKS,
+        after=("again",),
+        reply="You are welcome!",
+        thought="The user says thank you.",
     ),
-    (
-        "Goodbye! Have a nice day.",
-        Wordings(
-            train=(
-                "Bye!",
-                "Goodbye!",
-                "Bye bye!",
-                "See you!",
-                "See you later!",
-                "See you tomorrow!",
-                "Bye for now!",
-                "I have to go. Bye!",
-                "Farewell!",
-                "Thanks, bye!",
-                "Have a nice day!",
-                "Take care!",
-            ),
-            test=(
-                "Okay, bye!",
-                "Okay, goodbye!",
-                "Thanks, goodbye!",
-                "Goodbye, see you tomorrow!",
-                "Goodbye for now!",
-                "I have to go. Goodbye!",
-                "Bye, see you later!",
-            ),
+    Greeting(
+        said=wordings(
+            """Bye | Bye | Goodbye | Goodbye | Bye bye | See you | See you later | See you soon | See you tomorrow
+            | Bye for now | Goodbye for now | Farewell | Have a nice day | Take care | Have a good day | Until later"""
         ),
+        before=_LEAVING,
+        reply="Goodbye! Have a nice day.",
+        thought="The user says goodbye.",
     ),
-    (
-        "Good morning! How can I help you?",
-        Wordings(
-            train=(
-                "Good morning!",
-                "Good morning to you!",
-                "Hello, good morning!",
-                "Good morning, DGemma!",
-                "Morning!",
-            ),
-            test=("Hi, good morning!", "Good morning, model!", "A good morning to you!"),
-        ),
+    *(
+        Greeting(
+            said=wordings(f"Good {time} | Good {time} | A good {time} | A very good {time} | Have a good {time}"),
+            before=_HELLO,
+            after=("to you",),
+            reply=f"Good {time}! How can I help you?",
+            thought=f"The user says good {time}.",
+        )
+        for time in ("morning", "afternoon", "evening")
     ),
-    (
-        "Good evening! How can I help you?",
-        Wordings(
-            train=("Good evening!", "Good evening to you!", "Hello, good evening!", "Good evening, DGemma!"),
-            test=("Hi, good evening!", "Good evening, model!", "A good evening to you!"),
-        ),
+    Greeting(
+        said=wordings("Good night | Good night | A good night | Have a good night | Sleep well | I am going to bed"),
+        before=_LEAVING,
+        reply="Good night! Sleep well.",
+        thought="The user says good night.",
     ),
-    (
-        "Good night! Sleep well.",
-        Wordings(
-            train=("Good night!", "Good night to you!", "Good night, DGemma!", "I am going to bed. Good night!"),
-            test=("A good night to you!", "Good night, model!", "Okay, good night!"),
+    Greeting(
+        said=wordings(
+            """Nice to meet you | It is nice to meet you | Pleased to meet you | I am pleased to meet you
+            | Good to meet you | It is good to meet you | Glad to meet you | I am glad to meet you"""
         ),
-    ),
-    (
-        "Nice to meet you too!",
-        Wordings(
-            train=("Nice to meet you!", "It is nice to meet you.", "Hello, nice to meet you!", "Pleased to meet you!"),
-            test=("Hi, nice to meet you!", "I am pleased to meet you!", "Hey, nice to meet you!"),
-        ),
+        before=_HELLO,
+        reply="Nice to meet you too!",
+        thought="The user is pleased to meet me.",
     ),
 )
-_COUNTS = [len(wordings.train) for _, wordings in GREETINGS]
+# Hello is what people say first.
+_WEIGHTS = (25, 15, 14, 14, 7, 6, 6, 7, 6)
 
 
-def draw(rng: Random, split: Split) -> Example:
+def make(rng: Random) -> Question:
+    """A greeting and its reply, of either split."""
+    (greeting,) = rng.choices(GREETINGS, weights=_WEIGHTS)
+    text = rng.choice(greeting.said)
+    if greeting.after and rng.random() < 0.2:
+        text = f"{text} {rng.choice(greeting.after)}"
+    if rng.random() < 0.45:
+        text = rng.choice(greeting.before) + rng.choice((", ", ", ", ", ", "! ", " ")) + lower_first(text)
+    if rng.random() < 0.35:
+        text = f"{text}, {rng.choice(_YOU)}"
+    text = vary(rng, text + rng.choice(greeting.marks), polite=False)
+    return Question(text, greeting.reply, greeting.thought)
+
+
+def draw(rng: Random, split: Split, thinking: bool) -> Example:
     """A greeting and its reply."""
-    ((answer, wordings),) = rng.choices(GREETINGS, weights=_COUNTS)
-    return ask(FAMILY, vary(rng, wordings.draw(rng, split), polite=False), answer)
+    return ask_question(FAMILY, draw_question(rng, split, make), thinking)

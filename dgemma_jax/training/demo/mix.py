@@ -1,59 +1,82 @@
-"""The demo model's text as a whole: the table of families with their shares, and seeded streams drawn from it."""
+"""The demo model's text as a whole: the table of families with their shares, and seeded examples drawn from it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
 from dgemma_jax.training.demo import (
     arithmetic,
     capitals,
-    counting,
     facts,
     greetings,
     identity,
     json_text,
+    lists,
     memory,
     outside,
+    pictures,
     system,
+    tool_call,
+    tool_no_call,
+    tool_result,
+    tool_two_calls,
+    two_digits,
+    videos,
 )
 from dgemma_jax.training.demo.example import Example, Split
+
+Draw = Callable[[Random, Split, bool], Example]
 
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of conversation: its share of the mix in percent and the function that draws one."""
+    """A kind of conversation: its share of the mix, the function that draws one, and how often thinking is on."""
 
-    share: int
-    draw: Callable[[Random, Split], Example]
+    share: float
+    draw: Draw
+    thinking: float = 0.4
 
 
 FAMILIES: dict[str, Family] = {
-    greetings.FAMILY: Family(4, greetings.draw),
-    identity.FAMILY: Family(9, identity.draw),
-    capitals.FAMILY: Family(16, capitals.draw),
-    facts.FAMILY: Family(18, facts.draw),
-    arithmetic.FAMILY: Family(15, arithmetic.draw),
-    json_text.FAMILY: Family(13, json_text.draw),
-    memory.FAMILY: Family(11, memory.draw),
-    system.FAMILY: Family(9, system.draw),
-    counting.FAMILY: Family(7, counting.draw),
-    outside.FAMILY: Family(5, outside.draw),
+    "greetings": Family(3, greetings.draw),
+    "identity": Family(6, identity.draw),
+    "capitals": Family(5, capitals.draw),
+    "facts": Family(8, facts.draw),
+    "outside": Family(5, outside.draw),
+    "system": Family(6, system.draw),
+    "arithmetic": Family(7, arithmetic.draw),
+    "two_digits": Family(12, two_digits.draw, thinking=0.6),
+    "json_text": Family(7, json_text.draw),
+    "memory": Family(8, memory.draw),
+    "lists": Family(6, lists.draw, thinking=0.25),
+    "tool_call": Family(7, tool_call.draw),
+    "two_calls": Family(4, tool_two_calls.draw),
+    "tool_result": Family(4, tool_result.draw),
+    "no_call": Family(4, tool_no_call.draw),
+    "image_colour": Family(2, pictures.FAMILIES["image_colour"]),
+    "image_shape": Family(2, pictures.FAMILIES["image_shape"]),
+    "image_count": Family(3, pictures.FAMILIES["image_count"]),
+    "image_position": Family(2, pictures.FAMILIES["image_position"]),
+    "image_pair": Family(3, pictures.FAMILIES["image_pair"]),
+    "image_describe": Family(1, pictures.FAMILIES["image_describe"]),
+    "video_motion": Family(2, videos.FAMILIES["video_motion"]),
+    "video_first": Family(2, videos.FAMILIES["video_first"]),
 }
+_NAMES = list(FAMILIES)
 _SHARES = [family.share for family in FAMILIES.values()]
 _PATIENCE = 5000
 
 
-def examples(split: Split, seed: int) -> Iterator[Example]:
-    """An endless stream of the mix; the same split and seed give the same stream."""
-    rng = Random(f"{split} {seed}")
-    families = list(FAMILIES.values())
-    while True:
-        (family,) = rng.choices(families, weights=_SHARES)
-        yield family.draw(rng, split)
+def example(split: Split, seed: int, index: int) -> Example:
+    """Example number `index` of the endless mix: always the same for the same split and seed."""
+    rng = Random(f"{split} {seed} {index}")
+    (name,) = rng.choices(_NAMES, weights=_SHARES)
+    family = FAMILIES[name]
+    return family.draw(rng, split, rng.random() < family.thinking)
 
 
-def test_examples(family: str, count: int, seed: int) -> list[Example]:
-    """`count` different test conversations of one family.
+def test_examples(family: str, count: int, seed: int, *, thinking: bool | None = None) -> list[Example]:
+    """`count` different test conversations of one family; `thinking` None: as often on as in training.
 
     Raises:
         ValueError: if the family has no `count` different ones: a long run of draws brings none that is new.
@@ -62,9 +85,11 @@ def test_examples(family: str, count: int, seed: int) -> list[Example]:
     found: dict[str, Example] = {}
     stale = 0
     while len(found) < count and stale < _PATIENCE:
-        example = FAMILIES[family].draw(rng, "test")
-        stale = stale + 1 if repr(example.prompt) in found else 0
-        found.setdefault(repr(example.prompt), example)
+        on = rng.random() < FAMILIES[family].thinking if thinking is None else thinking
+        drawn = FAMILIES[family].draw(rng, "test", on)
+        key = repr((drawn.prompt, drawn.tools))
+        stale = stale + 1 if key in found else 0
+        found.setdefault(key, drawn)
     if len(found) == count:
         return list(found.values())
     raise ValueError(f"family {family}: wanted {count} different test examples, found only {len(found)}; ask for fewer")

@@ -1,4 +1,4 @@
-"""Names of people: a list of common ones and made-up ones of two or three syllables, split into train and test.
+"""Names of people: a list of common ones, and made-up ones of mostly two syllables, split into train and test.
 
 Made-up names teach copying: no list of names can be learned by heart when most names are new.
 """
@@ -23,7 +23,7 @@ _CODAS = ("", "", "", "n", "r", "l", "s", "m")
 
 
 def _made_up(rng: Random) -> str:
-    syllables = rng.choice((2, 2, 3))
+    syllables = 3 if rng.random() < 0.2 else 2
     letters = "".join(rng.choice(_ONSETS) + rng.choice(_VOWELS) for _ in range(syllables))
     return (letters + rng.choice(_CODAS)).capitalize()
 

@@ -4,68 +4,128 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from tqdm import tqdm
 
 from dgemma_jax.checkpoint.export import export
+from dgemma_jax.config import ModelConfig
+from dgemma_jax.config_json import write_processor_config
+from dgemma_jax.model.diffusion_gemma import DiffusionGemma
 from dgemma_jax.prompt.template import ChatTemplate
 from dgemma_jax.prompt.tokenizer import Tokenizer
-from dgemma_jax.training.demo.architecture import demo_config, demo_generation
-from dgemma_jax.training.demo.mix import examples
+from dgemma_jax.training.checkpoints import RunCheckpoints
+from dgemma_jax.training.demo.architecture import DEMO_PROCESSOR, demo_config, demo_generation
+from dgemma_jax.training.demo.mix import example
+from dgemma_jax.training.demo.render import demo_row
 from dgemma_jax.training.objective import Batch, Metrics, Objective
 from dgemma_jax.training.optimizer import OptimizerConfig
-from dgemma_jax.training.rows import Bucket, Row, batches, render
+from dgemma_jax.training.rows import BatchStream, Bucket, Row
 from dgemma_jax.training.trainer import Trainer
 
-BUCKETS = (Bucket(56, 1, 40), Bucket(88, 1, 24), Bucket(144, 3, 16))
+BUCKETS = (
+    Bucket(56, 1, 40),
+    Bucket(72, 1, 36),
+    Bucket(104, 2, 20),
+    Bucket(176, 1, 20),
+    Bucket(216, 2, 14),
+    Bucket(208, 5, 8),
+    Bucket(304, 2, 12),
+    Bucket(432, 3, 8),
+    Bucket(104, 1, 24, images=1),
+    Bucket(120, 1, 20, images=2),
+    Bucket(176, 1, 14, images=4),
+)
+"""About as many tokens, clean and noisy, in a batch of each shape."""
 COPIES = 2
 LOG_EVERY = 20
 SAVE_EVERY = 200
 
 
-def train_demo(out: Path, steps: int, seed: int) -> None:
-    """Trains for `steps` batches in the folder `out`, which holds the tokenizer and the chat template.
-
-    Progress is shown on stderr and logged to `metrics.jsonl`; the averaged weights are written every `SAVE_EVERY`
-    steps and at the end.
-    """
-    tokenizer, template = Tokenizer.from_folder(out), ChatTemplate.from_folder(out)
-    config, generation = demo_config(tokenizer), demo_generation(tokenizer)
-    trainer = Trainer(config, OptimizerConfig(steps=steps), seed)
-
-    def save() -> None:
-        export(out, config, generation, trainer.averaged(), jnp.dtype("bfloat16"))
-
-    started, seen = time.monotonic(), 0
-    stream = batches(_rows(tokenizer, template, seed), BUCKETS, config.canvas_length, tokenizer.token_id("<eos>"))
-    with (out / "metrics.jsonl").open("w") as log, tqdm(total=steps, unit="step") as progress:
-        for step, (bucket, batch) in zip(range(1, steps + 1), stream, strict=False):
-            metrics = trainer.step(batch, _objective(bucket))
-            seen += int(batch.tokens_BS.shape[0])
-            progress.update()
-            if step % LOG_EVERY == 0 or step == steps:
-                row = _log_row(step, seen, time.monotonic() - started, metrics, batch)
-                progress.set_postfix(denoising=row["denoising"], accuracy=row["accuracy"])
-                log.write(json.dumps(row) + "\n")
-                log.flush()
-            if step % SAVE_EVERY == 0:
-                save()
-    save()
+def demo_optimizer(steps: int) -> OptimizerConfig:
+    """Muon, held at its peak until the last quarter of the run, and the average of the weights that is shipped."""
+    return OptimizerConfig(
+        steps=steps,
+        name="muon",
+        learning_rate=1.5e-2,
+        warmup=100,
+        schedule="hold",
+        final=0.0,
+        cooldown=0.3,
+        weight_decay=0.01,
+        b1=0.9,
+        b2=0.98,
+        average=0.999,
+        scalar_rate=0.4,
+    )
 
 
-def _rows(tokenizer: Tokenizer, template: ChatTemplate, seed: int) -> Iterator[Row]:
-    for example in examples("train", seed):
-        yield render(example.messages, example.thinking, tokenizer, template)
+def demo_trainer(config: ModelConfig, steps: int, seed: int) -> Trainer:
+    """A fresh model in float32, computing in bfloat16, as it is shipped and served."""
+    model = DiffusionGemma(config, nnx.Rngs(seed), jnp.dtype("float32"))
+    graphdef, trained, frozen = nnx.split(model, _is_trained, ...)  # type: ignore[misc]
+    return Trainer(graphdef, trained, frozen, demo_optimizer(steps), seed=seed, dtype="bfloat16")
+
+
+def _is_trained(path: tuple, _: object) -> bool:
+    """All but what the architecture keeps as constants: the layers' scalars, the standardising of soft tokens."""
+    return not str(path[-1]).endswith("_scalar_1") and not str(path[-1]).startswith("standard_")
+
+
+class DemoRun:
+    """One training run in a folder that holds tokenizer and chat template: `checkpoint` goes on where it stopped."""
+
+    def __init__(self, out: Path, steps: int, seed: int) -> None:
+        self.out, self.steps = out, steps
+        tokenizer, template = Tokenizer.from_folder(out), ChatTemplate.from_folder(out)
+        self.config, self.generation = demo_config(tokenizer), demo_generation(tokenizer)
+        self.trainer = demo_trainer(self.config, steps, seed)
+        self.checkpoints = RunCheckpoints(out / "training")
+        self.seconds, self.examples, position = 0.0, 0, None
+        if self.checkpoints.latest is not None:
+            position, facts = self.checkpoints.restore(self.trainer)
+            self.seconds, self.examples = facts["seconds"], facts["examples"]
+
+        def row_at(index: int) -> Row:
+            return demo_row(example("train", seed, index), tokenizer, template, self.config)
+
+        self.stream = BatchStream(row_at, BUCKETS, self.config, tokenizer.token_id("<eos>"), position)
+
+    def train(self) -> None:
+        """Goes on to the last step. Progress is on stderr and in `metrics.jsonl`; weights are written as it goes."""
+        done = int(self.trainer.state.step)
+        started = time.monotonic() - self.seconds
+        with (self.out / "metrics.jsonl").open("a") as log, tqdm(total=self.steps, initial=done, unit="step") as bar:
+            for step in range(done + 1, self.steps + 1):
+                bucket, batch = next(self.stream)
+                metrics = self.trainer.step(batch, _objective(bucket))
+                self.examples += bucket.rows
+                bar.update()
+                if step % LOG_EVERY == 0 or step == self.steps:
+                    self.seconds = time.monotonic() - started
+                    row = self._log_row(step, metrics, batch)
+                    bar.set_postfix(denoising=row["denoising"], accuracy=row["accuracy"])
+                    log.write(json.dumps(row) + "\n")
+                    log.flush()
+                if step % SAVE_EVERY == 0 or step == self.steps:
+                    self.save()
+
+    def save(self) -> None:
+        """The run as it stands, and its averaged weights as a checkpoint that can be served."""
+        facts = {"seconds": self.seconds, "examples": self.examples}
+        self.checkpoints.save(self.trainer, self.stream.position, facts)
+        export(self.out, self.config, self.generation, self.trainer.parameters(), jnp.dtype("bfloat16"))
+        write_processor_config(self.out, DEMO_PROCESSOR)
+
+    def _log_row(self, step: int, metrics: Metrics, batch: Batch) -> dict[str, Any]:
+        values = {name: round(float(value), 4) for name, value in jax.device_get(metrics)._asdict().items()}
+        shape = {"length": batch.tokens_BS.shape[1]}
+        return {"step": step, "examples": self.examples, "seconds": round(self.seconds, 1), **shape, **values}
 
 
 def _objective(bucket: Bucket) -> Objective:
     return Objective(blocks=bucket.blocks, copies=COPIES, fill_weight=0.3, balance_weight=0.003)
-
-
-def _log_row(step: int, seen: int, seconds: float, metrics: Metrics, batch: Batch) -> dict[str, float]:
-    values = {name: round(float(value), 4) for name, value in jax.device_get(metrics)._asdict().items()}
-    return {"step": step, "examples": seen, "seconds": round(seconds, 1), "length": batch.tokens_BS.shape[1], **values}

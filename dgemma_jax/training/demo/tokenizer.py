@@ -11,12 +11,13 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from dgemma_jax.training.demo import capitals, facts, json_text, names
 from dgemma_jax.training.demo.example import Example
-from dgemma_jax.training.demo.mix import examples
+from dgemma_jax.training.demo.mix import example
 
 SPECIAL_TOKENS = (
     "<pad>",
@@ -46,15 +47,27 @@ SPECIAL_TOKENS = (
 )
 """Special strings in the order of their ids, from 0."""
 
-TEMPLATE_WORDS = ("system", "user", "model", "thought")
+TEMPLATE_WORDS = (
+    "system",
+    "user",
+    "model",
+    "thought",
+    "declaration",
+    "call",
+    "response",
+    "STRING",
+    "INTEGER",
+    "BOOLEAN",
+    "OBJECT",
+)
 MODEL_MAX_LENGTH = 2048
 _SAMPLE = 20_000
 _SEED = 0
-_WORDS = 620
+_WORDS = 770
 _ANSWER_WEIGHT = 8
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int = 1024, *, words: Collection[str] = ()) -> Tokenizer:
+def train_tokenizer(texts: Iterable[str], vocab_size: int = 1280, *, words: Collection[str] = ()) -> Tokenizer:
     """A tokenizer of at most `vocab_size` entries: special tokens, 256 bytes, merges learned from `texts`, `words`.
 
     Each of `words` becomes a single ordinary token, without taking entries for the steps that would merge into it.
@@ -85,8 +98,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 1024, *, words: Coll
 def write_tokenizer(folder: str | Path) -> Tokenizer:
     """Train on a fixed sample of the generator's text; write tokenizer.json and tokenizer_config.json into `folder`."""
     conversations = sample()
-    texts = [message["content"] for example in conversations for message in example.messages]
-    tokenizer = train_tokenizer(texts, words=frequent_words(conversations, _WORDS))
+    words = frequent_words(conversations, _WORDS)
+    tokenizer = train_tokenizer((text for drawn in conversations for text, _ in texts(drawn)), words=words)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -106,7 +119,33 @@ def write_tokenizer(folder: str | Path) -> Tokenizer:
 
 def sample() -> list[Example]:
     """The fixed sample of the training split that the tokenizer is trained on."""
-    return list(islice(examples("train", _SEED), _SAMPLE))
+    return [example("train", _SEED, index) for index in range(_SAMPLE)]
+
+
+def texts(drawn: Example) -> Iterator[tuple[str, bool]]:
+    """Every text of a conversation, and whether the model writes it: contents, thoughts, calls and declarations."""
+    for message in drawn.messages:
+        written = message["role"] == "assistant"
+        content = message.get("content") or ""
+        parts = [content] if isinstance(content, str) else [part.get("text", "") for part in content]
+        for text in (*parts, message.get("reasoning", "")):
+            yield text, written
+        for called in message.get("tool_calls", ()):
+            yield from ((text, True) for text in _strings(called["function"]))
+    yield from ((text, False) for text in _strings(drawn.tools or []))
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """The keys and texts inside a JSON value."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield key
+            yield from _strings(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item)
+    elif isinstance(value, str):
+        yield value
 
 
 def closed_words() -> list[str]:
@@ -124,10 +163,10 @@ def frequent_words(sample: Iterable[Example], count: int) -> list[str]:
     """The closed words, filled up to `count` with frequent pieces of `sample` that are no name, answers first."""
     split = _split_text()
     counts: Counter[str] = Counter()
-    for example in sample:
-        for message in example.messages:
-            for piece, _ in split.pre_tokenize_str(message["content"]):
-                counts[piece] += _ANSWER_WEIGHT if message["role"] == "assistant" else 1
+    for drawn in sample:
+        for text, written in texts(drawn):
+            for piece, _ in split.pre_tokenize_str(text):
+                counts[piece] += _ANSWER_WEIGHT if written else 1
     people = {name.lower() for name in (*names.TRAIN_NAMES, *names.TEST_NAMES)}
     by_count = sorted(counts, key=lambda piece: (-counts[piece], piece))
     ordinary = (p.replace("Ġ", " ") for p in by_count if len(p) > 1 and p.strip("Ġ").lower() not in people)

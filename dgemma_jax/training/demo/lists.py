@@ -1,0 +1,154 @@
+"""Long answers of up to six canvases: counting, the alphabet, multiplication tables, days and months.
+
+The test counts between pairs of numbers, and names spans of letters and multiples, that training never asks for;
+where there is too little to choose from (tables, days, months), it asks in wordings that training never uses.
+"""
+
+from dataclasses import dataclass
+from random import Random
+from string import ascii_uppercase as alphabet
+
+from dgemma_jax.training.demo.arithmetic import NUMBER_WORDS
+from dgemma_jax.training.demo.example import Example, Split, ask
+from dgemma_jax.training.demo.facts import DAYS, MONTHS
+from dgemma_jax.training.demo.wording import canonical, draw_split, vary
+
+FAMILY = "lists"
+
+STEPS = {1: ("",), 2: (" by twos", " in twos", " in steps of 2"), 5: (" by fives", " in fives", " in steps of 5")}
+STEPS[10] = (" by tens", " in tens", " in steps of 10")
+THOUGHT_STEPS = {1: "", 2: " by twos", 5: " by fives", 10: " by tens"}
+LAST = {1: 60, 2: 100, 5: 100, 10: 100}
+FEWEST, MOST = 12, 45
+
+REQUESTS = ("{}.", "{}.", "{}.", "{} for me.", "Can you {}?", "Can you {} for me?", "Try to {}.", "Let us {}.")
+LISTING = ("list", "list", "write", "write down", "give me", "show me", "tell me", "say", "name")
+COUNT_UP = ("count from {a} to {b}", "count from {a} to {b}", "count up from {a} to {b}", "count from {a} up to {b}")
+COUNT_DOWN = (
+    "count down from {a} to {b}",
+    "count from {a} down to {b}",
+    "count backwards from {a} to {b}",
+    "count from {a} to {b}",
+)
+FROM_STEP = ("count to {b}", "count up to {b}", "count until {b}", "count from {a} to {b}")
+LETTERS = ("the letters from {a} to {b}", "the alphabet from {a} to {b}", "all letters from {a} to {b}")
+WHOLE = ("the alphabet", "the alphabet", "the whole alphabet", "all letters of the alphabet", "the letters from A to Z")
+BACKWARDS = (" backwards", " in reverse", " in reverse order")
+TABLES = (
+    "the table of {k}",
+    "the {k} times table",
+    "the multiplication table of {k}",
+    "the multiplication table for {k}",
+    "the times table of {k}",
+    "the table for {k}",
+)
+MULTIPLES = ("the first {n} multiples of {k}", "{n} multiples of {k}", "the {n} smallest multiples of {k}")
+STARTS = (" starting with {x}", " starting from {x}", " starting on {x}", " beginning with {x}", ", {x} first")
+NAMED = {
+    "days": (
+        DAYS,
+        ("the days of the week", "the days of a week", "the seven days of the week", "all days of the week"),
+    ),
+    "months": (MONTHS, ("the months of the year", "the months of a year", "the twelve months", "all months")),
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A question, its answer and thought, and what holds it out."""
+
+    question: str
+    answer: str
+    thought: str
+    key: str
+
+
+def _ordered(rng: Random, order: str) -> str:
+    """An order such as "count to 30" as a request."""
+    frame = rng.choice(REQUESTS)
+    text = frame.format(order[0].upper() + order[1:] if frame.startswith("{}") else order)
+    return vary(rng, text)
+
+
+def _listed(rng: Random, what: str) -> str:
+    """A request for a list of `what`; now and then just its name."""
+    if rng.random() < 0.15:
+        return vary(rng, what[0].upper() + what[1:] + rng.choice(("", "?", ".")))
+    return _ordered(rng, f"{rng.choice(LISTING)} {what}")
+
+
+def _span(rng: Random, step: int) -> tuple[int, int]:
+    """Two multiples of the step (any numbers for 1 and 2) with a long list between; sometimes a short one from one."""
+    if step == 1 and rng.random() < 0.12:
+        return 1, rng.randrange(5, 31)
+    if step > 2:
+        low = step * rng.randrange(1, 90 // step // 2)
+        return low, step * rng.randrange(low // step + 3, 100 // step + 1)
+    count = rng.randint(FEWEST, MOST if step == 1 else 30)
+    low = step if rng.random() < 0.15 else rng.randrange(1, LAST[step] - step * (count - 1) + 1)
+    return low, low + step * (count - 1)
+
+
+def _counting(rng: Random) -> Task:
+    step = rng.choices((1, 2, 5, 10), weights=(75, 12, 8, 5))[0]
+    low, high = _span(rng, step)
+    down = rng.random() < 0.3
+    a, b = (high, low) if down else (low, high)
+    orders = COUNT_DOWN if down else FROM_STEP if low == step else COUNT_UP
+    by = rng.choice(STEPS[step])
+    order = rng.choice(orders)
+    order = order.replace("count", f"count{by}") if rng.random() < 0.3 else order + by
+    if step == 1 and rng.random() < 0.25:
+        question = _listed(rng, "the numbers from {a} " + ("down to {b}" if down and rng.random() < 0.7 else "to {b}"))
+    else:
+        question = _ordered(rng, order)
+    numbers = range(low, high + 1, step)
+    answer = " ".join(map(str, reversed(numbers) if down else numbers))
+    thought = f"Count {'down ' if down else ''}from {a} to {b}{THOUGHT_STEPS[step]}."
+    return Task(question.format(a=a, b=b), answer, thought, f"counting {a} {b} {step}")
+
+
+def _letters(rng: Random) -> Task:
+    backwards = rng.choice(BACKWARDS) if rng.random() < 0.25 else ""
+    if rng.random() < 0.3:
+        question = _listed(rng, rng.choice(WHOLE) + backwards)
+        answer = " ".join(reversed(alphabet) if backwards else alphabet)
+        return Task(question, answer, f"The alphabet{' backwards' if backwards else ''}.", canonical(question))
+    count = rng.randint(5, 25)
+    start = rng.randrange(len(alphabet) - count + 1)
+    span = alphabet[start : start + count][:: -1 if backwards else 1]
+    question = _listed(rng, rng.choice(LETTERS)).format(a=span[0], b=span[-1])
+    return Task(question, " ".join(span), f"The letters from {span[0]} to {span[-1]}.", f"letters {span[0]} {span[-1]}")
+
+
+def _table(rng: Random) -> Task:
+    k = rng.randint(1, 12)
+    question = _listed(rng, rng.choice(TABLES)).format(k=k)
+    answer = "\n".join(f"{k} x {n} = {k * n}" for n in range(1, 11))
+    return Task(question, answer, f"The table of {k}.", canonical(question))
+
+
+def _multiples(rng: Random) -> Task:
+    n, k = rng.randint(3, 15), rng.randint(2, 12)
+    typed = NUMBER_WORDS[n] if n < len(NUMBER_WORDS) and rng.random() < 0.5 else str(n)
+    question = _listed(rng, rng.choice(MULTIPLES)).format(n=typed, k=k)
+    answer = " ".join(str(k * i) for i in range(1, n + 1))
+    return Task(question, answer, f"The first {n} multiples of {k}.", f"multiples {n} {k}")
+
+
+def _named(rng: Random) -> Task:
+    kind = rng.choice(("days", "months"))
+    names, phrases = NAMED[kind]
+    first = rng.randrange(len(names)) if rng.random() < 0.7 else None
+    start = "" if first is None else rng.choice(STARTS)
+    question = _listed(rng, rng.choice(phrases) + start).format(x=names[first or 0])
+    answer = ", ".join((*names[first or 0 :], *names[: first or 0])) + "."
+    thought = f"The {kind} from {names[first or 0]} on."
+    return Task(question, answer, thought, canonical(question))
+
+
+def draw(rng: Random, split: Split, thinking: bool) -> Example:
+    """A list in its one plain form: numbers and letters with spaces between, tables line by line."""
+    (kind,) = rng.choices((_counting, _letters, _table, _multiples, _named), weights=(52, 14, 20, 6, 8))
+    task = draw_split(rng, split, kind, lambda task: task.key)
+    return ask(FAMILY, task.question, task.answer, task.thought if thinking else None)

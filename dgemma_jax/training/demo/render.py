@@ -1,0 +1,28 @@
+"""Drawn conversations as training rows: text through the chat template, pictures and clips as patches."""
+
+from __future__ import annotations
+
+from dgemma_jax.config import ModelConfig
+from dgemma_jax.media.image import to_patches
+from dgemma_jax.media.prompt import Film, Picture
+from dgemma_jax.prompt.template import ChatTemplate
+from dgemma_jax.prompt.tokenizer import Tokenizer
+from dgemma_jax.training.conversation import to_row
+from dgemma_jax.training.demo.architecture import DEMO_PROCESSOR
+from dgemma_jax.training.demo.example import Clip, Example, Medium
+from dgemma_jax.training.rows import Row
+
+
+def demo_row(drawn: Example, tokenizer: Tokenizer, template: ChatTemplate, config: ModelConfig) -> Row:
+    """A drawn conversation as a training row."""
+    media = [demo_medium(medium) for medium in drawn.media]
+    return to_row(drawn.messages, tokenizer, template, config, tools=drawn.tools, media=media, thinking=drawn.thinking)
+
+
+def demo_medium(drawn: Medium) -> Picture | Film:
+    """A picture or clip as the patches that the vision tower reads."""
+    if not isinstance(drawn, Clip):
+        return Picture(to_patches(drawn, DEMO_PROCESSOR))
+    budget = DEMO_PROCESSOR.video_max_soft_tokens
+    frames = [to_patches(frame, DEMO_PROCESSOR, budget) for frame in drawn.frames]
+    return Film([(index * drawn.seconds_per_frame, patches) for index, patches in enumerate(frames)])

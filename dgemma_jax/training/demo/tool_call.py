@@ -1,0 +1,32 @@
+"""One call: some tools are declared, and the question needs exactly one of them once."""
+
+from random import Random
+
+from dgemma_jax.training.demo.example import Example, Split, assistant, user
+from dgemma_jax.training.demo.tool_declared import Tool, declare, draw_others, draw_tool, near_noun
+from dgemma_jax.training.demo.tool_request import Request, draw_request, write_question
+
+FAMILY = "tool_call"
+
+
+def draw(rng: Random, split: Split, thinking: bool) -> Example:
+    """A question and the call that it needs."""
+    (count,) = rng.choices((1, 2, 3, 4), weights=(35, 35, 15, 15))
+    request, tools, question = draw_question(rng, split, count)
+    thought = f"I call {request.tool.name}." if thinking else None
+    return Example(
+        family=FAMILY,
+        messages=[user(question), assistant(None, thought, [request.call()])],
+        tools=declare(rng, tools),
+        thinking=thinking,
+    )
+
+
+def draw_question(rng: Random, split: Split, count: int) -> tuple[Request, list[Tool], str]:
+    """A request, the `count` tools that are declared, and the question for the one that is meant."""
+    tool = draw_tool(rng, split, most=3 if count < 3 else 2)
+    tools = [tool, *draw_others(rng, split, [tool], count - 1)]
+    request = draw_request(rng, split, tool)
+    question = write_question(rng, request, plain=near_noun(tool, tools) is not None)
+    rng.shuffle(tools)
+    return request, tools, question
