@@ -8,6 +8,9 @@ PREFILL_CHUNK = 1024
 PREFILL_BUCKETS = (128, 512, PREFILL_CHUNK)
 SMALLEST_CAPACITY = 512
 CAPACITY_STEP = 4
+SOFT_TOKEN_BUCKETS = (16, 70, 140, 280, 560, 1120)
+MOST_PATCHES = 16384
+"""Patches that go through the vision tower at once; the attention of large images takes gigabytes."""
 
 
 def prefill_bucket(length: int, canvas_length: int) -> int:
@@ -38,3 +41,16 @@ def chunks(length: int, most: int, soft_BT: np.ndarray | None) -> list[tuple[int
         spans.append((start, end))
         start = end
     return spans
+
+
+def patch_bucket(patches: int, per_soft_token: int) -> int:
+    """The padded number of patches of every image of a prompt."""
+    fitting = [size * per_soft_token for size in SOFT_TOKEN_BUCKETS if size * per_soft_token >= patches]
+    return fitting[0] if fitting else patches
+
+
+def image_groups(images: int, patches: int) -> list[tuple[int, int, int]]:
+    """Cuts the images of a prompt, of so many patches each, into groups: first, end, and padded number of images."""
+    most = 1 << (max(MOST_PATCHES // patches, 1).bit_length() - 1)
+    starts = range(0, images, most)
+    return [(start, min(start + most, images), min(most, 1 << (images - start - 1).bit_length())) for start in starts]

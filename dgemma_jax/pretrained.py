@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from dgemma_jax import cache as kv
 from dgemma_jax import compiled
-from dgemma_jax.buckets import PREFILL_CHUNK, capacity_bucket, chunks, prefill_bucket
+from dgemma_jax.buckets import PREFILL_CHUNK, capacity_bucket, chunks, image_groups, patch_bucket, prefill_bucket
 from dgemma_jax.checkpoint.load import load_parameters
 from dgemma_jax.config import ConfigError, GenerationConfig, ModelConfig, ProcessorConfig
 from dgemma_jax.config_json import read_generation_config, read_model_config, read_processor_config
@@ -21,6 +21,9 @@ from dgemma_jax.generate import Generated, generate
 from dgemma_jax.inputs import check_images, check_tokens
 from dgemma_jax.model.moe import BACKENDS, choose_backend
 from dgemma_jax.prompt.tokenizer import Tokenizer
+from dgemma_jax.sampling.options import PLAIN, SamplingOptions
+from dgemma_jax.training.lora import merge as merge_adapter
+from dgemma_jax.training.lora import read as read_adapter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,10 +59,10 @@ class Model:
         self._check_room(length)
         images = check_images(self.config, tokens_BT, patches, patch_positions)
         is_soft_BT = tokens_BT == self.config.image_token_id
-        soft_BTD = None if images is None else self._soft_tokens(is_soft_BT, *images)
-        cache = kv.empty(self.config.text, rows, self._capacity(length + self.config.canvas_length), self.dtype)
+        soft_BTD = None if images is None else self.soft_tokens(is_soft_BT, *images)
+        cache = kv.empty(self.config.text, rows, self.capacity(length + self.config.canvas_length), self.dtype)
         for start, end in chunks(length, PREFILL_CHUNK, None if images is None else is_soft_BT):
-            cache = self._extend(cache, tokens_BT[:, start:end], None if soft_BTD is None else soft_BTD[:, start:end])
+            cache = self.extend(cache, tokens_BT[:, start:end], None if soft_BTD is None else soft_BTD[:, start:end])
         return cache
 
     def commit(self, cache: kv.Cache, canvas: ArrayLike) -> kv.Cache:
@@ -99,7 +102,8 @@ class Model:
         max_new_tokens: int = 256,
         seed: int | ArrayLike = 0,
         max_denoising_steps: int | None = None,
-        **images: ArrayLike,
+        options: SamplingOptions = PLAIN,
+        **images: ArrayLike | None,
     ) -> Generated:
         """Answers prompts, int [batch, length]. The same row and seed give the same tokens in any batch.
 
@@ -108,6 +112,7 @@ class Model:
             max_new_tokens: cut there exactly.
             seed: one for all rows, or one a row; 64 bits.
             max_denoising_steps: per canvas; None as the checkpoint's generation_config.json says.
+            options: top-k, top-p, log-probabilities; for all rows.
             images: `patches` and `patch_positions`, as for `prefill`.
 
         Raises:
@@ -115,7 +120,7 @@ class Model:
         """
         steps = self.generation.max_denoising_steps if max_denoising_steps is None else max_denoising_steps
         settings = dataclasses.replace(self.generation, max_new_tokens=max_new_tokens, max_denoising_steps=steps)
-        return generate(self, tokens, seed, settings, **images)
+        return generate(self, tokens, seed, settings, options, **images)
 
     def append(self, cache: kv.Cache, tokens_BT: np.ndarray) -> kv.Cache:
         """As `commit`, but the given cache is used up: its memory becomes the result's."""
@@ -123,21 +128,32 @@ class Model:
         needed = int(jnp.max(cache.length_B)) + tokens_BT.shape[1]
         self._check_room(needed)
         if needed > cache.capacity:
-            cache = compiled.grow(cache, self._capacity(needed), self.config.text.sliding_window)
-        return self._extend(cache, tokens_BT, None)
+            cache = compiled.grow(cache, self.capacity(needed), self.config.text.sliding_window)
+        return self.extend(cache, tokens_BT, None)
 
-    def _extend(self, cache: kv.Cache, tokens_BT: np.ndarray, soft_BTD: jax.Array | None) -> kv.Cache:
+    def extend(self, cache: kv.Cache, tokens_BT: np.ndarray, soft_BTD: jax.Array | None) -> kv.Cache:
+        """One pass of `prefill`: reads tokens that fit into a cache, which is used up."""
         rows, length = tokens_BT.shape
         padding = ((0, 0), (0, prefill_bucket(length, self.config.canvas_length) - length))
         tokens, count_B = jnp.asarray(np.pad(tokens_BT, padding), jnp.int32), jnp.full(rows, length, jnp.int32)
         soft = None if soft_BTD is None else jnp.pad(soft_BTD, (*padding, (0, 0)))
         return compiled.encode(self.graphdef, self.params, cache, tokens, count_B, soft)
 
-    def _soft_tokens(self, is_soft_BT: np.ndarray, patches_INP: np.ndarray, positions_IN2: np.ndarray) -> jax.Array:
+    def soft_tokens(self, is_soft_BT: np.ndarray, patches_INP: np.ndarray, positions_IN2: np.ndarray) -> jax.Array:
         """Soft tokens of all images, each where its image token is: [B, T, D]; other places mean nothing."""
-        soft_ZD = compiled.soft_tokens(
-            self.graphdef, self.params, jnp.asarray(patches_INP), jnp.asarray(positions_IN2, jnp.int32)
-        )
+        assert self.config.vision is not None, "there are no patches without a vision tower"
+        cell = self.config.vision.patches_per_soft_token
+        missing = patch_bucket(patches_INP.shape[1], cell) - patches_INP.shape[1]
+        patches_INP = np.pad(patches_INP, ((0, 0), (0, missing), (0, 0)))
+        positions_IN2 = np.pad(positions_IN2, ((0, 0), (0, missing), (0, 0)), constant_values=-1)
+        made = []
+        for start, end, size in image_groups(*patches_INP.shape[:2]):
+            # The last image again and again fills the group; its further soft tokens come last and are cut off.
+            places = np.minimum(np.arange(start, start + size), end - 1)
+            patches, positions = jnp.asarray(patches_INP[places]), jnp.asarray(positions_IN2[places], jnp.int32)
+            soft_ZD = compiled.soft_tokens(self.graphdef, self.params, patches, positions)
+            made.append(soft_ZD[: int(np.sum(np.any(positions_IN2[start:end] != -1, axis=-1))) // cell])
+        soft_ZD = jnp.concatenate(made)
         index_BT = np.maximum(np.cumsum(is_soft_BT).reshape(is_soft_BT.shape) - 1, 0)
         return jnp.take(soft_ZD, index_BT, axis=0)
 
@@ -152,24 +168,32 @@ class Model:
         if needed > positions:
             raise ValueError(f"{needed} tokens do not fit the model's {positions} positions")
 
-    def _capacity(self, needed: int) -> int:
+    def capacity(self, needed: int) -> int:
+        """The capacity of a cache for so many tokens: one of few."""
         return capacity_bucket(needed, self.config.text.max_position_embeddings)
 
 
 def load(
-    path: str | Path, dtype: str = "bfloat16", mesh: None = None, quantize: None = None, backend: str | None = None
+    path: str | Path,
+    dtype: str = "bfloat16",
+    mesh: None = None,
+    quantize: None = None,
+    backend: str | None = None,
+    lora: str | Path | None = None,
 ) -> Model:
-    """Loads a checkpoint folder in the Hugging Face layout.
+    """Loads a checkpoint folder: the Hugging Face layout, or the same with an Orbax tree for weights.
 
     Args:
-        path: folder with config.json and safetensors files; generation_config.json and a tokenizer where there are.
+        path: folder with config.json and weights, safetensors or `orbax/`; generation_config.json and a tokenizer
+            where there are.
         dtype: "bfloat16", or "float32" for exactness. Weights are converted when the files hold the other.
         mesh, quantize: not implemented yet; must be None.
         backend: how the experts run, one of `model.moe.BACKENDS`; None chooses by device and size.
+        lora: folder of an adapter (`dgemma_jax.training.lora`), which is added to the weights.
 
     Raises:
         ConfigError: config missing, unknown or contradictory setting.
-        CheckpointError: files missing, damaged, or tensors that do not fit the model.
+        CheckpointError: files missing, damaged, or tensors or an adapter that do not fit the model.
         TokenizerError: tokenizer damaged, or lacking a token of the chat format.
         ValueError: an argument that is not supported, or a tokenizer with more tokens than the model.
     """
@@ -184,8 +208,10 @@ def load(
     processor = None if config.vision is None else read_processor_config(folder, config)
     generation, tokenizer = read_generation_config(folder), _read_tokenizer(folder, config)
     _check_special_ids(folder, generation, config)
+    adapter = None if lora is None else read_adapter(Path(lora), config)
     chosen = backend or choose_backend(config.text, jax.default_backend())
     graphdef, params = load_parameters(folder, config, kind, chosen)
+    params = params if adapter is None else merge_adapter(params, adapter)
     return Model(config, generation, processor, tokenizer, kind, graphdef, params)
 
 

@@ -1,14 +1,26 @@
 """The command lines: what they print, and one clear message with exit code 2 for what does not fit."""
 
+import argparse
+import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
+import dgemma_jax
 from dgemma_jax.checkpoint.safetensors import TensorFiles, write_tensors
-from tools import inspect, synthetic, train
+from dgemma_jax.config_json import read_model_config
+from dgemma_jax.training import lora, scoring
+from dgemma_jax.training.demo.batching import Answered
+from dgemma_jax.training.lora import LoraConfig
+from dgemma_jax.training.optimizer import OptimizerConfig
+from dgemma_jax.training.sft import SftConfig
+from serve.config import ServeConfig
+from tools import inspect, synthetic, train, train_sft
 from tools.paths import DEMO
 
 TINY = Path(__file__).parent / "golden" / "text_only"
@@ -86,10 +98,111 @@ def test_training_does_not_overwrite_a_checkpoint(copy: Path, capsys: pytest.Cap
     assert "holds a checkpoint already" in refused(capsys, train, "demo", "--out", str(copy), "--steps", "1")
 
 
-def test_an_unknown_family_is_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "unknown family nope; known are greetings" in refused(
-        capsys, train, "eval", "--checkpoint", str(DEMO), "--family", "nope"
+def test_a_demo_run_is_not_continued_with_another_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run.json").write_text('{"kind": "demo", "steps": 5, "seed": 0}')
+    assert "- seed: 0 there, 1 now" in refused(capsys, train, "demo", "--out", str(tmp_path), "--steps=5", "--seed=1")
+
+
+def test_an_unknown_skill_is_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "unknown skill nope; known are conversation" in refused(
+        capsys, train, "eval", "--checkpoint", str(DEMO), "--skill", "nope"
     )
+
+
+def test_every_flag_of_sft_reaches_the_run() -> None:
+    flags = "--method full --freeze router,vision --optimizer muon --steps 9 --batch 6 --accum 2 --lr 0.5 --warmup 3"
+    flags += " --weight-decay 0.1 --clip 2 --ema 0.9 --seed 4 --devices 3 --remat --max-length 99 --noise-copies 2"
+    flags += " --t-min 0.1 --ar-weight 0.2 --prompt-weight 0.3 --fill-weight 0.4 --save-every 5 --keep 7 --log-every 8"
+    given = ["sft", "--model", "m", "--data", "d", "--eval-data", "e", "--out", "o", "--dtype", "float32"]
+    found = train_sft.settings(train.parser().parse_args([*given, *flags.split()]))
+    optimizer = OptimizerConfig(
+        name="muon", steps=9, learning_rate=0.5, warmup=3, weight_decay=0.1, clip=2.0, accumulate=2, average=0.9
+    )
+    assert found == SftConfig(
+        model=Path("m"), data=Path("d"), eval_data=Path("e"), out=Path("o"), optimizer=optimizer, lora=None,
+        freeze=("router", "vision"), batch=6, max_length=99, dtype="float32", seed=4, copies=2, t_min=0.1,
+        next_token_weight=0.2, prompt_weight=0.3, fill_weight=0.4, remat=True, devices=3, save_every=5, keep=7,
+        log_every=8,
+    )  # fmt: skip
+
+
+def test_the_adapter_of_sft_is_described_by_flags() -> None:
+    flags = ["--lora-rank", "4", "--lora-alpha", "8", "--lora-targets", "mlp,experts"]
+    found = train_sft.settings(train.parser().parse_args(["sft", "--data", "d", "--out", "o", *flags]))
+    assert found.lora == LoraConfig(rank=4, alpha=8.0, targets=("mlp", "experts"))
+    assert found.model == DEMO
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--batch", "3"], "multiple of 2"),
+        (["--lora-targets", "heads"], "must be of attention"),
+        ([], "line 1: not JSON"),
+    ],
+)
+def test_sft_refuses_what_cannot_be_before_it_loads_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], said: str
+) -> None:
+    data = tmp_path / "chat.jsonl"
+    data.write_text("nonsense\n")
+    assert said in refused(capsys, train, "sft", "--data", str(data), "--out", str(tmp_path / "run"), *flags)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_page_on_fine_tuning_names_only_flags_that_are() -> None:
+    page = (DEMO.parents[1] / "docs" / "fine-tuning.md").read_text(encoding="utf-8")
+    known = {"--model", "--help", *(f"--{flag.name}" for flag in dataclasses.fields(ServeConfig))}
+    commands = next(a for a in train.parser()._actions if isinstance(a, argparse._SubParsersAction)).choices.values()
+    known |= {flag for command in commands for flag in command._option_string_actions}
+    assert set(re.findall(r"--[a-z][a-z-]*", page)) <= known
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    """One that changes the dense feed-forward blocks of the tiny checkpoint."""
+    made = lora.fresh(read_model_config(TINY), LoraConfig(rank=2, targets=("mlp",), base=str(TINY)), seed=0)
+    lora.save(tmp_path / "adapter", lora.Adapter(made.config, jax.tree.map(lambda x: x + 0.1, made.params)))
+    return tmp_path / "adapter"
+
+
+def test_a_merged_adapter_is_a_checkpoint_of_the_same_weights(
+    tmp_path: Path, adapter: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "merged"
+    given = ["export", "--model", str(adapter), "--merge-lora", "--out", str(out), "--dtype", "float32"]
+    assert train.main(given) == 0 and capsys.readouterr().out == f"{out}\n"
+    merged, served = (
+        dgemma_jax.load(folder, dtype="float32", lora=added) for folder, added in ((out, None), (TINY, adapter))
+    )
+    jax.tree.map(np.testing.assert_array_equal, merged.params, served.params)
+    assert train.main(["export", "--model", str(out), "--out", str(tmp_path / "again"), "--dtype", "float32"]) == 0
+    assert (tmp_path / "again/model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+
+
+def test_export_says_what_to_do_with_an_adapter(
+    tmp_path: Path, adapter: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--out", str(tmp_path / "out")]
+    assert "give --merge-lora" in refused(capsys, train, "export", "--model", str(adapter), *out)
+    assert "holds no adapter" in refused(capsys, train, "export", "--model", str(TINY), "--merge-lora", *out)
+    elsewhere = ["--merge-lora", "--base", str(tmp_path)]
+    assert "name it with --base" in refused(capsys, train, "export", "--model", str(adapter), *elsewhere, *out)
+    assert "holds a checkpoint already" in refused(capsys, train, "export", "--model", str(TINY), "--out", str(TINY))
+
+
+def test_eval_compares_answers_with_a_file_and_fails_below_the_least(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "e.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"Say {word}.", "completion": word}) + "\n" for word in "ab"))
+    monkeypatch.setattr(scoring, "answer_all", lambda model, rows: [Answered(list(rows[0].answer), [3])] * len(rows))
+    given = ["eval", "--checkpoint", str(DEMO), "--data", str(data), "--json"]
+    assert train.main([*given, "--least", "0.6"]) == 1
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == {"share": 0.5, "count": 2, "steps": 3.0}
+    assert "line 2: wanted 'b', found 'a'" in printed.err
+    assert train.main([*given, "--least", "0.5"]) == 0
 
 
 def test_a_synthetic_checkpoint_does_not_replace_another(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,11 +13,10 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from dgemma_jax.checkpoint.load import require_match
 from dgemma_jax.checkpoint.names import Entry, entries
-from dgemma_jax.checkpoint.safetensors import TensorFiles
 from dgemma_jax.config import PRESETS, ModelConfig
 from dgemma_jax.config_json import read_generation_config, read_model_config, read_processor_config
+from tools.convert_layouts import open_source
 
 BYTES = {"bfloat16": 2, "float32": 4}
 
@@ -53,12 +52,12 @@ def report(options: argparse.Namespace) -> str:
     table = list(entries(config))
     found = {"config": dataclasses.asdict(config), **_sizes(table, BYTES[options.dtype])}
     if options.folder:
-        files = TensorFiles.open(options.folder)
-        require_match(table, files)
+        source, _ = open_source(options.folder, None)
         if config.vision is not None:
             found["processor"] = dataclasses.asdict(read_processor_config(options.folder, config))
         found["generation"] = dataclasses.asdict(read_generation_config(options.folder))
-        found["files"] = {"tensors": len(files.names), "bytes": files.nbytes}
+        stored = sum(piece.size * piece.dtype.itemsize for piece in source.pieces)
+        found["files"] = {"tensors": sum(len(piece.entries) for piece in source.pieces), "bytes": stored}
     if options.tensors:
         found["names"] = {entry.name: entry.published_shape for entry in sorted(table, key=lambda e: e.name)}
     return json.dumps(found, indent=1) if options.json else _text(config, found, options.dtype)

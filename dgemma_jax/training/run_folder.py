@@ -1,0 +1,77 @@
+"""What a run's folder remembers: its settings, its metrics, and the files that come with every checkpoint.
+
+run.json        the settings; the same command goes on where the run stopped, another one is refused
+metrics.jsonl   one object for each logged step
+training/       the run's state, newest last
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dgemma_jax.checkpoint.companions import COMPANIONS
+
+SETTINGS_FILE, METRICS_FILE, STATE_FOLDER = "run.json", "metrics.jsonl", "training"
+
+
+class RunError(ValueError):
+    """A folder that holds something else than this run."""
+
+
+def require_same(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Accepts a folder that is new, or whose run has these settings.
+
+    Raises:
+        RunError: another run, naming the settings that differ; or files of no run.
+    """
+    file = folder / SETTINGS_FILE
+    if not file.is_file():
+        if any((folder / name).exists() for name in ("config.json", "adapter_config.json")):
+            raise RunError(f"{folder} holds a checkpoint already, and not one of a run; choose another folder")
+        return
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{file} cannot be read: {error}") from error
+    now = json.loads(json.dumps(settings))
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    if names:
+        lines = [f"\n- {name}: {before.get(name)!r} there, {now.get(name)!r} now" for name in names]
+        raise RunError(f"{folder} holds a run with other settings; choose another folder or the same:" + "".join(lines))
+
+
+def remember(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Writes the settings of the run, and makes its folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def forget_after(folder: Path, step: int) -> None:
+    """Takes lines behind `step` out of the metrics: a run that goes on from there writes them again."""
+    file = folder / METRICS_FILE
+    if file.is_file():
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+        # A line without its end was being written when the run was killed.
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        file.write_text("".join(kept), encoding="utf-8")
+
+
+def copy_companions(source: Path, target: Path) -> None:
+    """Copies what training does not change: tokenizer, chat template, how images are cut."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in COMPANIONS:
+        if (source / name).is_file() and source.resolve() != target.resolve():
+            shutil.copyfile(source / name, target / name)
+
+
+def fingerprint(folder: Path) -> str:
+    """Of a checkpoint: its configuration and the sizes of its weights. Reading 50 GB would tell more, and take long."""
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for file in sorted(folder.glob("*.safetensors")):
+        digest.update(f"{file.name} {file.stat().st_size}".encode())
+    return digest.hexdigest()[:16]
