@@ -13,8 +13,9 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import NoReturn, TypeVar
 
 from aiohttp import web
 
@@ -24,7 +25,8 @@ from serve.engine import Engine
 from serve.handlers import WORKER
 
 logger = logging.getLogger("serve")
-_CANNOT_START, _INTERRUPTED = 2, 130
+_CANNOT_START, _INTERRUPTED, _TERMINATED = 2, 130, 143
+T = TypeVar("T")
 _HANDLER_SECONDS = 5.0  # for the last bytes, after the worker has finished or failed every reply
 
 
@@ -33,16 +35,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = parse_flags(argv)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("jax").setLevel(logging.WARNING)  # it reports every accelerator it does not find
-    with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as resources:
-        try:
-            # The port comes before the checkpoint: loading may take minutes.
-            listener = resources.enter_context(_listen(config.host, config.port))
-            engine = _load(config)
-        except (ValueError, OSError) as error:
-            print(f"serve: {error}", file=sys.stderr)
-            return _CANNOT_START
-        return asyncio.run(serve(engine, config, listener))
-    return _INTERRUPTED
+    try:
+        with contextlib.ExitStack() as resources:
+            try:
+                # The port comes before the checkpoint: loading may take minutes.
+                listener = resources.enter_context(_listen(config.host, config.port))
+                _warn_of_open_door(config)
+                engine = _interruptibly(lambda: _load(config))
+            except (ValueError, OSError) as error:
+                print(f"serve: {error}", file=sys.stderr)
+                return _CANNOT_START
+            return asyncio.run(serve(engine, config, listener))
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except _TerminatedError:
+        return _TERMINATED
 
 
 async def serve(engine: Engine, config: ServeConfig, listener: socket.socket) -> int:
@@ -88,12 +95,51 @@ def _listen(host: str, port: int) -> socket.socket:
         raise OSError(f"cannot listen on {host} port {port}: {error.strerror or error}") from None
 
 
+def _warn_of_open_door(config: ServeConfig) -> None:
+    if not config.api_key and config.host not in ("localhost", "::1") and not config.host.startswith("127."):
+        logger.warning("--host %s may let other machines in, and no --api-key is asked for", config.host)
+
+
+class _TerminatedError(Exception):
+    """SIGTERM came before there was anything to finish."""
+
+
+def _interruptibly(work: Callable[[], T]) -> T:
+    """The result of `work`, which runs on a thread of its own: this one ends at a signal, whatever `work` is inside of.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C.
+        _TerminatedError: SIGTERM. Said here and not left to the system, which lets process 1 of a container go on.
+    """
+    result: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(work())
+        except BaseException as error:
+            result.set_exception(error)
+
+    def terminate(*_: object) -> NoReturn:
+        raise _TerminatedError
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        threading.Thread(target=run, name="load", daemon=True).start()
+        return result.result()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _load(config: ServeConfig) -> Engine:
-    """The engine over the checkpoint. Raises ValueError or OSError that says what is wrong with the folder."""
-    if not config.checkpoint.is_dir():
-        raise ValueError(f"--checkpoint {config.checkpoint} is not a folder")
+    """The engine over the checkpoint, downloaded if need be. Raises ValueError or OSError that says what is wrong."""
     # JAX: only once the flags are known to be right.
+    from dgemma_jax.checkpoint.hub import resolve_checkpoint
     from serve.checkpoint_engine import CheckpointEngine, keep_compiled
+
+    try:
+        folder = resolve_checkpoint(config.checkpoint)
+    except ValueError as error:
+        raise ValueError(f"--checkpoint {error}") from None
 
     logger.info("loading %s as %s", config.checkpoint, config.dtype)
     try:
@@ -101,7 +147,7 @@ def _load(config: ServeConfig) -> Engine:
     except OSError as error:
         logger.warning("--compilation-cache %s cannot be used, going on without: %s", config.compilation_cache, error)
     try:
-        engine = CheckpointEngine.load(config.checkpoint, config.dtype)
+        engine = CheckpointEngine.load(folder, config.dtype, config.lora)
         logger.info("loaded %s as %s on %s", config.checkpoint, config.dtype, engine.devices)
     except (RuntimeError, MemoryError) as error:  # JAX: no such backend, or no room on the device
         logger.debug("loading failed", exc_info=True)

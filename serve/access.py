@@ -24,7 +24,9 @@ logger = logging.getLogger("serve.access")
 _ID = re.compile(r"[\x21-\x7e]{1,128}")
 _CLIENT_GONE = 499
 _CONTINUE = "100-continue"
-_PROBES = frozenset({"/health", "/v1/health/live", "/v1/health/ready"})
+PROBES = frozenset({"/health", "/v1/health/live", "/v1/health/ready"})
+"""What says whether the server lives and is ready."""
+_WATCHED = PROBES | {"/metrics", "/v1/metrics"}
 """Asked every few seconds by whatever watches the server: logged at debug level only."""
 
 
@@ -39,7 +41,7 @@ async def log_requests(request: web.Request, handler: Handler) -> web.StreamResp
         status = response.status
         return response
     finally:
-        level = logging.DEBUG if request.path in _PROBES else logging.INFO
+        level = logging.DEBUG if request.path in _WATCHED else logging.INFO
         if logger.isEnabledFor(level):
             line = {"id": request[ID], "method": request.method, "path": request.path, "status": status}
             line |= {"ms": round(1000 * (time.monotonic() - start), 1)} | request[LOG]

@@ -7,24 +7,23 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
-from serve import handlers
+from serve.about import release
 from serve.access import expect, log_requests, require_known_expectation, sign
+from serve.auth import require_key
 from serve.config import ServeConfig
+from serve.cors import answer_preflights, grant
 from serve.engine import Engine
 from serve.errors import render_errors
-from serve.handlers import CONFIG, CREATED, ENGINE, PROMPTS, SEEDS, WORKER
+from serve.handlers import CONFIG, CREATED, ENGINE, MEDIA, PROMPTS, SEEDS, WORKER
+from serve.media_fetch import MediaFetcher
+from serve.media_limits import MediaLimits
+from serve.media_parts import MediaReader
+from serve.metrics import METRICS, Metrics, count_requests
+from serve.openapi import DOCUMENT, document
+from serve.routes import ROUTES
 from serve.worker import Worker
-
-ROUTES = (
-    ("POST", "/v1/chat/completions", handlers.chat_completions),
-    ("GET", "/v1/models", handlers.models),
-    ("GET", "/v1/models/{id:.+}", handlers.model),
-    ("GET", "/health", handlers.ready),
-    ("GET", "/v1/health/live", handlers.live),
-    ("GET", "/v1/health/ready", handlers.ready),
-)
-
 
 _PROMPT_THREADS = 2
 """Prompts that are rendered and tokenized at once: huge ones wait for each other, and hold up nothing else."""
@@ -36,22 +35,41 @@ def create_app(engine: Engine, config: ServeConfig) -> web.Application:
     Run it with `handler_cancellation=True`, so that a client that goes away frees the engine at once.
     """
     app = web.Application(
-        middlewares=[log_requests, render_errors, require_known_expectation],
+        middlewares=_middlewares(config),
         client_max_size=config.max_body_mib * 2**20,
     )
     app[CONFIG] = config
     app[ENGINE] = engine
-    app[WORKER] = Worker(engine, config.max_queue)
+    app[METRICS] = Metrics()
+    app[WORKER] = worker = Worker(engine, config.max_queue, app[METRICS])
+    app[METRICS].follow(running=lambda: worker.running, waiting=lambda: worker.waiting, most=1 + config.max_queue)
     app[PROMPTS] = ThreadPoolExecutor(_PROMPT_THREADS, thread_name_prefix="prompt")
+    limits = MediaLimits(allowed_domains=config.allowed_media_domains, allow_private=config.allow_private_media)
+    app[MEDIA] = MediaReader(engine, MediaFetcher(limits))
     app[SEEDS] = random.Random(config.seed)
     app[CREATED] = int(time.time())
-    for method, path, handler in ROUTES:
-        for name in ("GET", "HEAD") if method == "GET" else (method,):
-            app.router.add_route(name, path, handler, expect_handler=expect)
+    app[DOCUMENT] = document(ROUTES, release(), keys=bool(config.api_key))
+    for route in ROUTES:
+        for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
+            app.router.add_route(method, route.path, route.handler, expect_handler=expect)
     app.on_response_prepare.append(sign)
+    if config.cors_origin:
+        app.on_response_prepare.append(grant(config.cors_origin))
     app.on_startup.append(_start)
     app.on_shutdown.append(_stop)
     return app
+
+
+def _middlewares(config: ServeConfig) -> list[Middleware]:
+    """What every request goes through, the outermost first. A browser's preflight brings no key."""
+    return [
+        log_requests,
+        count_requests,
+        render_errors,
+        *([answer_preflights(config.cors_origin)] if config.cors_origin else []),
+        *([require_key(config.api_key)] if config.api_key else []),
+        require_known_expectation,
+    ]
 
 
 async def _start(app: web.Application) -> None:
@@ -62,3 +80,4 @@ async def _stop(app: web.Application) -> None:
     """Runs when no new connection is taken any more and before open ones are closed."""
     await app[WORKER].close(app[CONFIG].shutdown_seconds)
     app[PROMPTS].shutdown(wait=False, cancel_futures=True)
+    await app[MEDIA].close()

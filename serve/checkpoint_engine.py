@@ -7,19 +7,46 @@ import os
 import tempfile
 from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 
 import dgemma_jax
 from dgemma_jax.buckets import SMALLEST_CAPACITY
 from dgemma_jax.config_json import read_model_config
+from dgemma_jax.media.error import MediaError
+from dgemma_jax.media.image import read_image, soft_token_budgets, to_patches
+from dgemma_jax.media.prompt import Film, Picture, expand
+from dgemma_jax.media.video import iter_video
 from dgemma_jax.prompt.messages import MessageError
 from dgemma_jax.prompt.parse import Content, Reasoning, ResponseParser, ToolCall, opens_thought
 from dgemma_jax.prompt.template import ChatTemplate, TemplateError
 from dgemma_jax.prompt.template import PromptLengthError as TooLongError
 from dgemma_jax.prompt.tokenizer import AUDIO_TOKENS, MEDIA_TOKENS, Tokenizer
-from serve.engine import Canvas, Event, Finished, Job, Parser, Piece, PromptError, PromptLengthError
+from serve.checkpoint_text import CheckpointText
+from serve.engine import (
+    Call,
+    Canvas,
+    Detail,
+    Event,
+    Finished,
+    Job,
+    MediaKind,
+    Medium,
+    MediumError,
+    Parser,
+    Piece,
+    PlainText,
+    Prompt,
+    PromptError,
+    PromptLengthError,
+    Sampling,
+    TokenLogprob,
+)
+
+_VIDEO = "<|video|>"
+_MODEL_TURN = "<|turn>model\n"
+_MOST_PIXELS = 2**26  # 67 million: decoding takes up to 600 MB
 
 COLDEST = 1e-3
 """What temperature 0 means: this fraction of the checkpoint's temperatures. Exact zero would divide by zero."""
@@ -33,15 +60,36 @@ class CheckpointEngine:
         self._model = model
         self._tokenizer = tokenizer
         self._template = template
-        held = (tokenizer.special_tokens.get(name) for name in (*MEDIA_TOKENS, *AUDIO_TOKENS))
-        self._media_ids = {model.config.image_token_id, *held} - {None}
+        special = tokenizer.special_tokens
+        held = (special[name] for name in (*MEDIA_TOKENS, *AUDIO_TOKENS) if name in special)
+        self._media_ids = {model.config.image_token_id, *held}
+        self.text: PlainText = CheckpointText(
+            tokenizer,
+            vocabulary=model.config.text.vocab_size,
+            positions=self.max_model_len,
+            unread=self._media_ids,
+        )
+        self._places: dict[int, MediaKind] = {}
+        if model.config.vision is not None:
+            self._places[model.config.image_token_id] = "image"
+            if _VIDEO in special:
+                self._places[special[_VIDEO]] = "video"
+        self.media: frozenset[MediaKind] = frozenset(self._places.values())
+        self.sampling = Sampling(
+            max_steps=model.generation.max_denoising_steps,
+            entropy_bound=model.generation.entropy_bound,
+            confidence_threshold=model.generation.confidence_threshold,
+            t_min=model.generation.t_min,
+            t_max=model.generation.t_max,
+        )
 
     @classmethod
-    def load(cls, folder: Path, dtype: str) -> CheckpointEngine:
-        """Loads model, tokenizer and chat template.
+    def load(cls, folder: Path, dtype: str, lora: Path | None = None) -> CheckpointEngine:
+        """Loads model, tokenizer and chat template; `lora` is the folder of an adapter to add.
 
         Raises:
-            ValueError, OSError: the folder is not a checkpoint that can chat; the message says what is wrong.
+            ValueError, OSError: the folder is not a checkpoint that can chat, or the adapter is not for it; the
+                message says what is wrong.
             RuntimeError: JAX has no device, or no room on it.
         """
         _require_device()
@@ -53,7 +101,7 @@ class CheckpointEngine:
         template = ChatTemplate.from_folder(folder)
         tokenizer = Tokenizer.from_folder(folder)
         tokenizer.require()
-        return cls(dgemma_jax.load(folder, dtype=dtype), tokenizer, template)
+        return cls(dgemma_jax.load(folder, dtype=dtype, lora=lora), tokenizer, template)
 
     @property
     def devices(self) -> str:
@@ -61,21 +109,59 @@ class CheckpointEngine:
         devices = jax.devices()
         return f"{len(devices)} x {devices[0].device_kind}"
 
-    def render(self, messages: list[dict[str, Any]], *, thinking: bool) -> tuple[int, ...]:
+    def render(
+        self, messages: list[dict[str, Any]], *, thinking: bool, tools: list[dict[str, Any]] | None = None
+    ) -> tuple[int, ...]:
         """As `Engine.render`. Markers that users wrote in a message are ordinary text."""
         try:
             prompt = tuple(
                 self._template.encode(
-                    self._tokenizer, messages, enable_thinking=thinking, most_tokens=self.max_model_len
+                    self._tokenizer, messages, tools=tools, enable_thinking=thinking, most_tokens=self.max_model_len
                 )
             )
         except TooLongError as error:
             raise PromptLengthError(error.least) from error
-        except (TemplateError, MessageError) as error:
+        except MessageError as error:
+            raise PromptError(str(error), error.param) from error
+        except TemplateError as error:
             raise PromptError(str(error)) from error
-        if not self._media_ids.isdisjoint(prompt):
-            raise PromptError("it would place an image, a video or sound in the prompt, but none was sent")
-        return prompt
+        except RecursionError as error:
+            raise PromptError("arguments or schemas are nested too deeply") from error
+        places = [self._places.get(index) for index in prompt if index in self._media_ids]
+        if places != _media_kinds(messages):
+            raise PromptError(
+                "it would place an image, a video or sound in the prompt where none was sent, or leave one out"
+            )
+        return prompt if self._may_answer(prompt) else (*prompt, *self._tokenizer.encode(_MODEL_TURN))
+
+    def _may_answer(self, prompt: Sequence[int]) -> bool:
+        """Whether the model's turn is open at the end of a prompt.
+
+        Published templates close it and open no other one where the last assistant message has content beside calls
+        that were answered.
+        """
+        turns = [self._tokenizer.token_id(name) for name in ("<|turn>", "<turn|>")]
+        return next((token == turns[0] for token in reversed(prompt) if token in turns), True)
+
+    def read(self, data: bytes, kind: MediaKind, detail: Detail) -> Medium:
+        """As `Engine.read`."""
+        processor = self._model.processor
+        assert processor is not None, "without a vision tower there are no media to read"
+        try:
+            if kind == "video":
+                budget = processor.video_max_soft_tokens
+                frames = iter_video(data, processor)
+                return Film([(frame.seconds, to_patches(frame.image, processor, budget)) for frame in frames])
+            budgets = soft_token_budgets(processor)
+            wanted = {"low": budgets[0], "high": budgets[-1]}.get(detail)
+            return Picture(to_patches(read_image(data, _MOST_PIXELS), processor, wanted))
+        except MediaError as error:
+            raise MediumError(str(error)) from error
+
+    def expand(self, prompt: Sequence[int], media: Sequence[Medium]) -> Prompt:
+        """As `Engine.expand`."""
+        made = expand(prompt, cast("Sequence[Picture | Film]", media), self._model.config, self._tokenizer)
+        return Prompt(tokens=tuple(made.tokens), patches=made.patches, patch_positions=made.patch_positions)
 
     def room(self, prompt_tokens: int) -> int:
         """As `Engine.room`. Only whole canvases are written, so the room is a multiple of the canvas length."""
@@ -102,13 +188,21 @@ class CheckpointEngine:
 
     def generate(self, job: Job) -> Generator[Event, None, None]:
         """As `Engine.generate`."""
-        generation = tempered(self._model.generation, job.temperature)
+        generation = tempered(sampled(self._model.generation, job.sampling), job.temperature)
         for event in dgemma_jax.stream(
-            self._model, job.prompt, max_new_tokens=job.max_new_tokens, seed=job.seed, generation=generation
+            self._model,
+            job.prompt,
+            max_new_tokens=job.max_new_tokens,
+            seed=job.seed,
+            generation=generation,
+            options=dgemma_jax.SamplingOptions(top_k=job.top_k, top_p=job.top_p, logprobs=job.logprobs),
+            patches=job.patches,
+            patch_positions=job.patch_positions,
         ):
             match event:
-                case dgemma_jax.CanvasCommitted(tokens, steps):
-                    yield Canvas(tokens, steps)
+                case dgemma_jax.CanvasCommitted(tokens, steps, logprobs):
+                    scored = tuple(TokenLogprob(token.logprob, token.likeliest) for token in logprobs or ())
+                    yield Canvas(tokens, steps, scored if logprobs is not None else None)
                 case dgemma_jax.Finished(reason):
                     yield Finished(reason)
 
@@ -129,6 +223,14 @@ def keep_compiled(folder: Path) -> None:
         pass
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def sampled(generation: dgemma_jax.GenerationConfig, sampling: Sampling | None) -> dgemma_jax.GenerationConfig:
+    """The sampler's settings with a request's own in place of the checkpoint's."""
+    if sampling is None:
+        return generation
+    fields = dataclasses.asdict(sampling)
+    return dataclasses.replace(generation, max_denoising_steps=fields.pop("max_steps"), **fields)
 
 
 def tempered(generation: dgemma_jax.GenerationConfig, temperature: float) -> dgemma_jax.GenerationConfig:
@@ -160,21 +262,28 @@ class _Parser:
     def ended(self) -> bool:
         return self._parser.ended
 
-    def push(self, tokens: Sequence[int]) -> list[Piece]:
+    def push(self, tokens: Sequence[int]) -> list[Piece | Call]:
         return _pieces(self._parser.push(tokens))
 
-    def finish(self) -> list[Piece]:
+    def finish(self) -> list[Piece | Call]:
         return _pieces(self._parser.finish())
 
 
-def _pieces(deltas: Iterable[Reasoning | Content | ToolCall]) -> list[Piece]:
-    pieces = []
+def _pieces(deltas: Iterable[Reasoning | Content | ToolCall]) -> list[Piece | Call]:
+    pieces: list[Piece | Call] = []
     for delta in deltas:
         match delta:
             case Reasoning(text):
                 pieces.append(Piece("reasoning", text))
             case Content(text):
                 pieces.append(Piece("content", text))
-            case ToolCall():  # no tools are offered yet, so what looks like a call is what the model had to say
-                pieces.append(Piece("content", f"{delta.name}({delta.arguments})"))
+            case ToolCall():
+                pieces.append(Call(delta.name, delta.arguments))
     return pieces
+
+
+def _media_kinds(messages: Iterable[dict[str, Any]]) -> list[MediaKind | None]:
+    """The media of a conversation, in order."""
+    contents = [message["content"] for message in messages if isinstance(message["content"], list)]
+    kinds: dict[str, MediaKind] = {"image": "image", "video": "video"}
+    return [kinds[part["type"]] for content in contents for part in content if part["type"] != "text"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import field
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 DEMO_CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "demo"
 PUBLISHED_NAME = "google/diffusiongemma-26b-a4b-it"
 """The name that clients of this model send; accepted by default whatever the checkpoint, so that they run unchanged."""
+KEY_VARIABLE = "DGEMMA_API_KEY"
 
 
 def _at_least(minimum: float, number: type[int] | type[float] = int) -> Callable[[str], float]:
@@ -35,6 +37,19 @@ def _port(text: str) -> int:
     return value
 
 
+def _api_key(text: str) -> str:
+    if not re.fullmatch(r"[\x21-\x7e]+", text):  # what one word of a header can hold
+        raise argparse.ArgumentTypeError("must be printable ASCII without spaces")
+    return text
+
+
+def _origin(text: str) -> str:
+    origin = text.lower()
+    if not re.fullmatch(r"\*|[a-z][a-z0-9+.-]*://[^/?#\s*]+", origin):
+        raise argparse.ArgumentTypeError(f"must be an origin as browsers name it, https://host[:port], found {text}")
+    return origin
+
+
 def _flag(text: str, **options: Any) -> dict[str, Any]:
     """A field's metadata: the flag's help, and further arguments for argparse's `add_argument`."""
     return {"help": text, **options}
@@ -46,7 +61,13 @@ class ServeConfig:
 
     checkpoint: Path = field(
         default=DEMO_CHECKPOINT,
-        metadata=_flag("folder of the model, in the Hugging Face layout", type=Path, metavar="DIR"),
+        metadata=_flag(
+            "folder of the model, or org/name on the Hugging Face Hub: downloaded", type=Path, metavar="DIR"
+        ),
+    )
+    lora: Path | None = field(
+        default=None,
+        metadata=_flag("folder of an adapter to add to the weights (default: none)", type=Path, metavar="DIR"),
     )
     dtype: str = field(
         default="bfloat16",
@@ -63,11 +84,12 @@ class ServeConfig:
     )
     host: str = field(
         default="127.0.0.1",
-        metadata=_flag("address to listen on; 0.0.0.0 lets other machines in, and nothing asks them for a key"),
+        metadata=_flag("address to listen on; 0.0.0.0 lets other machines in: ask them for an --api-key"),
     )
     port: int = field(default=8000, metadata=_flag("port to listen on; 0 takes a free one", type=_port))
     thinking: bool = field(
-        default=False, metadata=_flag("let the model think before it answers, unless the request says otherwise")
+        default=True,
+        metadata=_flag("let the model think before it answers, unless the request says otherwise"),
     )
     default_max_tokens: int = field(
         default=4096,
@@ -100,6 +122,42 @@ class ServeConfig:
         metadata=_flag("how long open requests may go on after SIGTERM or Ctrl-C", type=_at_least(0, float)),
     )
 
+    # Who may ask. Keys are secrets: neither `--help` nor a log shows them.
+    api_key: tuple[str, ...] = field(
+        default=(),
+        repr=False,
+        metadata=_flag(
+            f"key that requests must bring as `Authorization: Bearer KEY`; give it again for more keys; {KEY_VARIABLE} "
+            "in the environment is one more, which other users of the machine cannot see (default: none is asked for)",
+            action="append",
+            type=_api_key,
+        ),
+    )
+    cors_origin: tuple[str, ...] = field(
+        default=(),
+        metadata=_flag(
+            "web page that may call this server from a browser, as https://host[:port], or * for every page; "
+            "give it again for more (default: none)",
+            action="append",
+            type=_origin,
+        ),
+    )
+
+    # Images and videos of requests.
+    max_media: int = field(default=16, metadata=_flag("most images and videos in one request", type=_at_least(0)))
+    allowed_media_domains: tuple[str, ...] = field(
+        default=(),
+        metadata=_flag(
+            "hosts that images and videos may be fetched from, with their subdomains (default: the public internet)",
+            nargs="+",
+            metavar="DOMAIN",
+        ),
+    )
+    allow_private_media: bool = field(
+        default=False,
+        metadata=_flag("fetch images and videos from private and loopback addresses too: for tests and intranets"),
+    )
+
     @property
     def names(self) -> tuple[str, ...]:
         """The model names this server answers to, the main one first."""
@@ -110,13 +168,25 @@ def parse_flags(argv: Sequence[str] | None = None) -> ServeConfig:
     """Reads the command line; on a wrong flag prints why and exits with status 2."""
     parser = argparse.ArgumentParser(prog="python -m serve", description=ServeConfig.__doc__)
     for flag in dataclasses.fields(ServeConfig):
-        options = dict(flag.metadata)
-        if isinstance(flag.default, bool):
-            options["action"] = "store_true"
+        options, switch = dict(flag.metadata), isinstance(flag.default, bool)
+        if switch:
+            options["action"] = argparse.BooleanOptionalAction if flag.default else "store_true"
         elif "choices" not in options:
             options.setdefault("metavar", flag.name.rsplit("_")[-1].upper())
         if "(default:" not in options["help"]:
-            options["help"] += " (default: off)" if flag.default is False else f" (default: {flag.default})"
-        parser.add_argument("--" + flag.name.replace("_", "-"), default=flag.default, **options)
-    values = vars(parser.parse_args(argv))
-    return ServeConfig(**values | {"served_model_name": tuple(values["served_model_name"])})
+            shown = ("on" if flag.default else "off") if switch else flag.default
+            options["help"] += f" (default: {shown})"
+        default = list(flag.default) if isinstance(flag.default, tuple) else flag.default  # what "append" adds to
+        parser.add_argument("--" + flag.name.replace("_", "-"), default=default, **options)
+    return ServeConfig(**_values(parser, argv))
+
+
+def _values(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> dict[str, Any]:
+    """The value of every flag by its name, the key from the environment among the keys."""
+    flags = vars(parser.parse_args(argv))
+    if key := os.environ.get(KEY_VARIABLE):
+        try:
+            flags["api_key"].append(_api_key(key))
+        except argparse.ArgumentTypeError as error:
+            parser.error(f"environment variable {KEY_VARIABLE}: {error}")
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in flags.items()}

@@ -1,8 +1,9 @@
 """What the server needs from a model, and the immutable values that cross the thread between them.
 
-    messages --render--> prompt tokens --generate (worker's thread)--> Canvas, Canvas, ..., Finished
-                                                                          | tokens
-                                                                     parser().push --> Piece, Piece, ...
+    messages --render--> prompt tokens --+
+                                        expand --> Prompt --> Job --generate (worker's thread)--> Canvas, ..., Finished
+    bytes of media ----read---> Medium --+                                                          | tokens
+                                                                                   parser().push --> Piece, Call, ...
 
 `checkpoint_engine.py` is the engine over a loaded checkpoint; tests bring one whose answers can be computed by hand.
 """
@@ -11,25 +12,67 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Generator, Sequence
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+
+MediaKind = Literal["image", "video"]
+Detail = Literal["auto", "low", "high"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How canvases are denoised; see `dgemma_jax.GenerationConfig`."""
+
+    max_steps: int
+    entropy_bound: float
+    confidence_threshold: float
+    t_min: float
+    t_max: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """One generation. `temperature` scales the sampler's own temperatures: 1 is as the checkpoint says."""
+    """One generation. `temperature` scales the sampler's own temperatures: 1 is as the checkpoint says.
+
+    `sampling` is None where all of it is to be as the checkpoint says. `top_k`, `top_p` and `logprobs` are those of
+    `dgemma_jax.SamplingOptions`. A prompt with images has their patches and places, as `dgemma_jax.Model.prefill`
+    takes them.
+    """
 
     prompt: tuple[int, ...]
     max_new_tokens: int
     seed: int
     temperature: float = 1.0
+    sampling: Sampling | None = None
+    top_k: int = 0
+    top_p: float = 1.0
+    logprobs: int | None = None
+    patches: np.ndarray | None = dataclasses.field(default=None, compare=False, repr=False)
+    patch_positions: np.ndarray | None = dataclasses.field(default=None, compare=False, repr=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenLogprob:
+    """How sure the model was of a token: its log-probability, and the likeliest tokens in its place with theirs."""
+
+    logprob: float
+    likeliest: tuple[tuple[int, float], ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Canvas:
-    """New tokens of one committed canvas, up to and including an end token, and the denoising steps it took."""
+    """New tokens of one committed canvas, up to and including an end token, and the denoising steps it took.
+
+    `logprobs`: one for each token, where the job asks for them. `cached_tokens`: how many tokens of the job's prompt
+    did not have to be read for this reply; the same on each of its canvases.
+    """
 
     tokens: tuple[int, ...]
     steps: int
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    cached_tokens: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,15 +86,49 @@ Event = Canvas | Finished
 
 
 @dataclasses.dataclass(frozen=True)
+class TokenText:
+    """A token as the text of an answer has it: its bytes, and how many characters they complete, maybe none yet."""
+
+    written: bytes
+    characters: int
+    logprob: TokenLogprob
+
+
+@dataclasses.dataclass(frozen=True)
 class Piece:
-    """Text of the reply, and whether the reader sees it as the model's reasoning or as its answer."""
+    """Text of the reply, and whether the reader sees it as the model's reasoning or as its answer.
+
+    Parsers leave `tokens` empty; `serve.reply` fills in those of an answer whose log-probabilities are asked for.
+    """
 
     kind: Literal["reasoning", "content"]
     text: str
+    tokens: tuple[TokenText, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One complete call of a function; `arguments` is the text of a JSON object."""
+
+    name: str
+    arguments: str
+
+
+class Medium(Protocol):
+    """An image or a video, read by the engine and ready to stand in a prompt. Only the engine looks inside."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """Prompt tokens with media in their places, and the patches of all images; see `Job`."""
+
+    tokens: tuple[int, ...]
+    patches: np.ndarray | None = None
+    patch_positions: np.ndarray | None = None
 
 
 class Parser(Protocol):
-    """Token ids of one reply, in order and cut anywhere, to pieces of text. Markers and end tokens give no text."""
+    """Token ids of one reply, in order and cut anywhere, to text and calls. Markers and end tokens give no text."""
 
     @property
     def tokens(self) -> int:
@@ -65,15 +142,23 @@ class Parser(Protocol):
     def ended(self) -> bool:
         """Whether a token ended the reply; what follows is not read."""
 
-    def push(self, tokens: Sequence[int]) -> list[Piece]:
+    def push(self, tokens: Sequence[int]) -> list[Piece | Call]:
         """What these tokens complete; text that may still become something else is held back."""
 
-    def finish(self) -> list[Piece]:
+    def finish(self) -> list[Piece | Call]:
         """What was held back."""
 
 
+class MediumError(ValueError):
+    """An image or a video that cannot be read; the text says why."""
+
+
 class PromptError(ValueError):
-    """Messages that the chat template refuses; the text says why."""
+    """Messages that the chat template refuses; the text says why, `param` names the field where that is known."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
 
 
 class PromptLengthError(PromptError):
@@ -84,19 +169,72 @@ class PromptLengthError(PromptError):
         self.least = least
 
 
+class PlainText(Protocol):
+    """Text and tokens without the chat template; markers written in a text are markers. For any thread."""
+
+    def tokenize(self, text: str, *, bos: bool) -> tuple[int, ...]:
+        """The tokens of a text; with `bos` the token that begins every prompt comes first, if it does not yet.
+
+        Raises:
+            PromptLengthError: so much text cannot fit the model; found before it is tokenized.
+        """
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, markers included. Raises PromptError for a token that is not in the vocabulary."""
+
+    def token_bytes(self, token: int) -> bytes:
+        """What one token writes, possibly a part of a character; a marker writes its name."""
+
+    def is_marker(self, token: int) -> bool:
+        """Whether a token is a marker, which no reply shows as text."""
+
+    def prompt(self, given: str | Sequence[int]) -> tuple[int, ...]:
+        """A text to go on from as a prompt, or its tokens, which are taken as they are.
+
+        Raises:
+            PromptError: the engine cannot read it.
+            PromptLengthError: as `tokenize`.
+        """
+
+    def parser(self) -> Parser:
+        """A fresh parser for what follows such a prompt: all of it is content."""
+
+
 class Engine(Protocol):
     """A model behind the server. `generate` and `warm_up` run on the worker's thread, all else on any thread."""
 
     max_model_len: int
     """Positions of the model: prompt and reply together."""
 
-    def render(self, messages: list[dict[str, Any]], *, thinking: bool) -> tuple[int, ...]:
-        """The prompt for these messages (role, content, reasoning) as the chat template writes it.
+    sampling: Sampling
+    """The checkpoint's own."""
+
+    media: frozenset[MediaKind]
+    """What it reads besides text."""
+
+    text: PlainText
+
+    def render(
+        self, messages: list[dict[str, Any]], *, thinking: bool, tools: list[dict[str, Any]] | None = None
+    ) -> tuple[int, ...]:
+        """The prompt for these messages (role, content, reasoning, tool_calls) as the chat template writes it.
+
+        A medium in the content is one token, for `expand` to fill. `tools` are OpenAI's; None: nothing may be called.
 
         Raises:
             PromptError: the template refuses the messages, or the prompt would hold what the engine cannot read.
             PromptLengthError: so much text cannot fit `max_model_len`; found before it is tokenized.
         """
+
+    def read(self, data: bytes, kind: MediaKind, detail: Detail) -> Medium:
+        """Decodes the file of an image or a video. `detail` says how finely an image is seen.
+
+        Raises:
+            MediumError: no such file, damaged, or too large.
+        """
+
+    def expand(self, prompt: Sequence[int], media: Sequence[Medium]) -> Prompt:
+        """A rendered prompt with its media, in the order of the messages."""
 
     def room(self, prompt_tokens: int) -> int:
         """How many new tokens fit after a prompt of this length; zero or less: the prompt does not fit."""

@@ -6,39 +6,31 @@ import asyncio
 import contextlib
 import random
 import time
-import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
-import msgspec
 from aiohttp import web
 
-from serve import schema, translate
+from serve import bodies, encode, schema, translate
 from serve.access import ID, LOG
+from serve.alignment import Alignment
+from serve.choice import PendingChoice
 from serve.config import ServeConfig
-from serve.engine import Canvas, Engine, Finished, Piece
-from serve.errors import UnsupportedMediaTypeError, explain
-from serve.reply import Reply
-from serve.responses import (
-    ChatChunk,
-    ChatCompletion,
-    Choice,
-    ChunkChoice,
-    Delta,
-    Health,
-    ModelCard,
-    ModelList,
-    ReplyMessage,
-    Usage,
-)
+from serve.engine import Engine, PlainText
+from serve.errors import explain
+from serve.logprobs import of_chat, tokens_of
+from serve.media_parts import MediaReader
+from serve.reply import Reply, total
+from serve.responses import ChatCompletion, Choice, Health, ModelCard, ModelList, Usage
+from serve.schema import ChatRequest
 from serve.sse import EventStream
-from serve.worker import Run, Worker
+from serve.worker import Worker
 
 CONFIG = web.AppKey("config", ServeConfig)
 ENGINE = web.AppKey("engine", Engine)  # type: ignore[type-abstract]  # the key only needs a type
 WORKER = web.AppKey("worker", Worker)
 PROMPTS = web.AppKey("prompts", ThreadPoolExecutor)
+MEDIA = web.AppKey("media", MediaReader)
 SEEDS = web.AppKey("seeds", random.Random)
 CREATED = web.AppKey("created", int)
 
@@ -46,126 +38,114 @@ CREATED = web.AppKey("created", int)
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     """`POST /v1/chat/completions`, whole or streamed."""
     app = request.app
-    wanted = schema.decode(await _body(request))
+    wanted = schema.decode(await bodies.read(request))
+    outline = translate.outline(wanted, app[ENGINE], app[CONFIG])
     seed = app[SEEDS].getrandbits(31) if wanted.seed is None else wanted.seed
-    with app[WORKER].place(request[ID]) as run:
-        in_thread = asyncio.get_running_loop().run_in_executor  # long prompts take a while
-        plan = await run.prepare(in_thread(app[PROMPTS], translate.plan, wanted, app[ENGINE], app[CONFIG], seed))
-        reply = Reply(app[ENGINE].parser(plan.job.prompt), plan.stops, include_reasoning=plan.include_reasoning)
-        app[WORKER].submit(run, plan.job)
-        answer = _stream if wanted.stream else _whole
+    with contextlib.ExitStack() as places:
+        runs = [places.enter_context(app[WORKER].place(request[ID])) for _ in range(wanted.n)]
+        plan = await runs[0].prepare(asyncio.ensure_future(_plan(app, wanted, outline, seed)))
+        choices = [PendingChoice(index, plan.jobs[index], run, _reply(app, plan)) for index, run in enumerate(runs)]
+        for choice in choices:
+            app[WORKER].submit(choice.run, choice.job)
         try:
-            return await answer(request, wanted.model, plan, reply, run)
+            return await (_stream if wanted.stream else _whole)(request, wanted.model, plan, choices)
         finally:
-            usage = reply.usage(plan.job)
+            usage = _usage(choices)
             request[LOG] |= {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
 
 
 async def models(request: web.Request) -> web.Response:
     """`GET /v1/models`"""
-    return _json(ModelList(data=[_card(request.app, name) for name in request.app[CONFIG].names]))
+    return bodies.answer(ModelList(data=[_card(request.app, name) for name in request.app[CONFIG].names]))
 
 
 async def model(request: web.Request) -> web.Response:
     """`GET /v1/models/{id}`; an id may contain slashes."""
-    return _json(_card(request.app, translate.require_model(request.match_info["id"], request.app[CONFIG].names)))
+    return bodies.answer(
+        _card(request.app, translate.require_model(request.match_info["id"], request.app[CONFIG].names))
+    )
 
 
 async def live(request: web.Request) -> web.Response:
     """`GET /v1/health/live`: the process answers."""
-    return _json(Health(message="Service is live."))
+    return bodies.answer(Health(message="Service is live."))
 
 
 async def ready(request: web.Request) -> web.Response:
     """`GET /v1/health/ready` and `GET /health`: requests are answered without waiting for a compilation."""
     if request.app[WORKER].state == "ready":
-        return _json(Health(message="Service is ready."))
-    return _json(Health(message=f"Service is not ready: {request.app[WORKER].state}."), status=503)
+        return bodies.answer(Health(message="Service is ready."))
+    return bodies.answer(Health(message=f"Service is not ready: {request.app[WORKER].state}."), status=503)
 
 
-# ---------------------------------------------------------------- one reply
-async def _grow(run: Run, reply: Reply, silence: float | None) -> AsyncGenerator[list[Piece], None]:
-    """The reply's text canvas by canvas; nothing after `silence` seconds without one. Ends when the reply does."""
-    while reply.finish_reason is None:
-        match await run.next(silence):
-            case Canvas() as canvas:
-                yield reply.push(canvas)
-            case Finished(reason):
-                if rest := reply.finish(reason):
-                    yield rest
-            case None:
-                yield []
+# ---------------------------------------------------------------- request to choices
+async def _plan(app: web.Application, wanted: ChatRequest, outline: translate.Outline, seed: int) -> translate.Plan:
+    media = await app[MEDIA].read(outline.conversation.media)
+    in_thread = asyncio.get_running_loop().run_in_executor  # long prompts take a while
+    return await in_thread(app[PROMPTS], translate.plan, wanted, outline, media, app[ENGINE], app[CONFIG], seed)
 
 
-async def _whole(request: web.Request, name: str, plan: translate.Plan, reply: Reply, run: Run) -> web.StreamResponse:
-    pieces = [piece async for pieces in _grow(run, reply, None) for piece in pieces]
-    reasoning = "".join(piece.text for piece in pieces if piece.kind == "reasoning") or None
-    content = "".join(piece.text for piece in pieces if piece.kind == "content")
-    message = ReplyMessage(content=content, reasoning=reasoning, reasoning_content=reasoning)
-    return _json(
-        ChatCompletion(
-            id=_completion_id(),
-            created=int(time.time()),
-            model=name,
-            choices=[Choice(message=message, finish_reason=reply.finish_reason or "stop")],
-            usage=reply.usage(plan.job),
-        )
+def _reply(app: web.Application, plan: translate.Plan) -> Reply:
+    text = _logprobs_of(app, plan)
+    return Reply(
+        app[ENGINE].parser(plan.jobs[0].prompt),
+        plan.stops,
+        include_reasoning=plan.include_reasoning,
+        most_calls=plan.most_calls,
+        alignment=Alignment(text) if text else None,
     )
 
 
-async def _stream(request: web.Request, name: str, plan: translate.Plan, reply: Reply, run: Run) -> web.StreamResponse:
-    """The role chunk goes out at once; what fails after it is an error frame."""
-    chunks = _Chunks(name, with_usage=plan.include_usage)
+def _logprobs_of(app: web.Application, plan: translate.Plan) -> PlainText | None:
+    """What spells tokens, where their log-probabilities are asked for."""
+    return None if plan.jobs[0].logprobs is None else app[ENGINE].text
+
+
+def _usage(choices: Sequence[PendingChoice]) -> Usage:
+    return total([choice.reply.usage(choice.job) for choice in choices])
+
+
+# ---------------------------------------------------------------- choices to answer
+async def _whole(
+    request: web.Request, name: str, plan: translate.Plan, choices: Sequence[PendingChoice]
+) -> web.StreamResponse:
+    answers, text = [], _logprobs_of(request.app, plan)
+    for choice in choices:
+        pieces = [piece async for pieces in choice.grow(None) for piece in pieces]
+        reason = choice.reply.finish_reason or "stop"
+        logprobs = of_chat(tokens_of(pieces), text) if text else None
+        message = encode.message(pieces)
+        answers.append(Choice(index=choice.index, message=message, logprobs=logprobs, finish_reason=reason))
+    created = int(time.time())
+    return bodies.answer(
+        ChatCompletion(id=encode.completion_id(), created=created, model=name, choices=answers, usage=_usage(choices))
+    )
+
+
+async def _stream(
+    request: web.Request, name: str, plan: translate.Plan, choices: Sequence[PendingChoice]
+) -> web.StreamResponse:
+    """The role chunks go out at once, then one choice after the other; what fails from here on is an error frame."""
+    chunks = encode.Chunks(name, with_usage=plan.include_usage, logprobs_of=_logprobs_of(request.app, plan))
+    chunked = [chunks.choice(choice.index) for choice in choices]
     stream = await EventStream.open(request)
     try:
-        await stream.send(chunks.delta(Delta(role="assistant", content="")))
-        async with contextlib.aclosing(_grow(run, reply, request.app[CONFIG].heartbeat_seconds)) as growth:
-            async for pieces in growth:
-                for delta in [_delta(piece) for piece in pieces] or [Delta()]:
-                    await stream.send(chunks.delta(delta))
-        await stream.send(chunks.delta(Delta(), finish_reason=reply.finish_reason))
+        for of_choice in chunked:
+            await stream.send(of_choice.opening())
+        for choice, of_choice in zip(choices, chunked, strict=True):
+            async with contextlib.aclosing(choice.grow(request.app[CONFIG].heartbeat_seconds)) as growth:
+                async for pieces in growth:
+                    for chunk in of_choice.growth(pieces):
+                        await stream.send(chunk)
+            await stream.send(of_choice.closing(choice.reply.finish_reason))
         if plan.include_usage:
-            await stream.send(chunks.usage(reply.usage(plan.job)))
+            await stream.send(chunks.usage(_usage(choices)))
     except ConnectionError:
         raise
     except Exception as caught:
         await stream.fail(explain(caught, request))
     await stream.close()
     return stream.response
-
-
-class _Chunks:
-    """The chunks of one streamed reply: same id, time and model. With usage, every chunk has the field."""
-
-    def __init__(self, name: str, *, with_usage: bool) -> None:
-        self._shared: dict[str, Any] = {"id": _completion_id(), "created": int(time.time()), "model": name}
-        self._none: dict[str, Any] = {"usage": None} if with_usage else {}
-
-    def delta(self, delta: Delta, finish_reason: str | None = None) -> ChatChunk:
-        return ChatChunk(choices=[ChunkChoice(delta=delta, finish_reason=finish_reason)], **self._shared, **self._none)
-
-    def usage(self, usage: Usage) -> ChatChunk:
-        return ChatChunk(choices=[], usage=usage, **self._shared)
-
-
-def _delta(piece: Piece) -> Delta:
-    if piece.kind == "reasoning":
-        return Delta(reasoning=piece.text, reasoning_content=piece.text)
-    return Delta(content=piece.text)
-
-
-# ---------------------------------------------------------------- bodies
-async def _body(request: web.Request) -> bytes:
-    kind = request.content_type
-    if "Content-Type" in request.headers and kind != "application/json" and not kind.endswith("+json"):
-        raise UnsupportedMediaTypeError(f"The body must be JSON (Content-Type: application/json), found {kind}.")
-    if (request.content_length or 0) > request.client_max_size:
-        raise web.HTTPRequestEntityTooLarge(request.client_max_size, request.content_length or 0)
-    return await request.read()
-
-
-def _json(body: msgspec.Struct, status: int = 200) -> web.Response:
-    return web.Response(body=msgspec.json.encode(body), status=status, content_type="application/json")
 
 
 def _card(app: web.Application, name: str) -> ModelCard:
@@ -175,7 +155,3 @@ def _card(app: web.Application, name: str) -> ModelCard:
         root=app[CONFIG].checkpoint.resolve().name,
         max_model_len=app[ENGINE].max_model_len,
     )
-
-
-def _completion_id() -> str:
-    return f"chatcmpl-{uuid.uuid4().hex}"

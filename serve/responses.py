@@ -6,7 +6,11 @@ What is beyond OpenAI's: `reasoning` and `reasoning_content` (the same text; cli
 
 from __future__ import annotations
 
+from typing import Literal
+
 from msgspec import UNSET, Struct, UnsetType
+
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class ErrorBody(Struct, frozen=True, kw_only=True):
@@ -18,6 +22,12 @@ class ErrorBody(Struct, frozen=True, kw_only=True):
 
 class ErrorResponse(Struct, frozen=True):
     error: ErrorBody
+
+
+class PromptDetails(Struct, frozen=True):
+    """`cached_tokens`: tokens of the prompt that did not have to be read again for this reply."""
+
+    cached_tokens: int
 
 
 class CompletionDetails(Struct, frozen=True):
@@ -36,22 +46,61 @@ class Usage(Struct, frozen=True, kw_only=True):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptDetails
     completion_tokens_details: CompletionDetails
     diffusion: DiffusionUsage
 
 
+class Function(Struct, frozen=True):
+    """`arguments` is the text of a JSON object."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(Struct, frozen=True, kw_only=True):
+    id: str
+    type: Literal["function"] = "function"
+    function: Function
+
+
 class ReplyMessage(Struct, frozen=True, kw_only=True):
-    role: str = "assistant"
-    content: str
+    """`content` is null where a reply is nothing but calls."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str | None
     reasoning: str | None
     reasoning_content: str | None
+    tool_calls: list[ToolCall] | UnsetType = UNSET
+
+
+class TopLogprob(Struct, frozen=True, kw_only=True):
+    """`token` is text; a part of a character is written as `\\xe2\\x82`, byte by byte."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ContentLogprob(Struct, frozen=True, kw_only=True):
+    """A token of `content`, as far as it stands in it: joined, the `bytes` of all are what the model wrote there."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[TopLogprob]
+
+
+class ChoiceLogprobs(Struct, frozen=True, kw_only=True):
+    content: list[ContentLogprob]
+    refusal: None = None
 
 
 class Choice(Struct, frozen=True, kw_only=True):
     index: int = 0
     message: ReplyMessage
-    logprobs: None = None
-    finish_reason: str
+    logprobs: ChoiceLogprobs | None = None
+    finish_reason: FinishReason
 
 
 class ChatCompletion(Struct, frozen=True, kw_only=True):
@@ -63,18 +112,33 @@ class ChatCompletion(Struct, frozen=True, kw_only=True):
     usage: Usage
 
 
+class FunctionDelta(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    name: str | None = None
+    arguments: str
+
+
+class ToolCallDelta(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A call comes in two: who is called, then with what. One call is complete before the next `index` begins."""
+
+    index: int
+    id: str | None = None
+    type: str | None = None
+    function: FunctionDelta
+
+
 class Delta(Struct, frozen=True, kw_only=True, omit_defaults=True):
     role: str | None = None
     content: str | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
 
 
 class ChunkChoice(Struct, frozen=True, kw_only=True):
     index: int = 0
     delta: Delta
-    logprobs: None = None
-    finish_reason: str | None = None
+    logprobs: ChoiceLogprobs | None = None
+    finish_reason: FinishReason | None = None
 
 
 class ChatChunk(Struct, frozen=True, kw_only=True):

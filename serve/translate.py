@@ -1,4 +1,4 @@
-"""A typed request to what the engine understands: prompt tokens, limits, seed, and how to read the reply.
+"""A typed request to what the engine understands: prompt, limits, seeds, and how to read the reply.
 
 Checks what one field's type cannot say: fields that contradict each other, content not read yet, and whether prompt
 and reply fit the model.
@@ -7,70 +7,98 @@ and reply fit the model.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
+from serve import conversation
 from serve.config import ServeConfig
-from serve.engine import Engine, Job, PromptError, PromptLengthError
+from serve.conversation import Conversation
+from serve.engine import Engine, Job, Medium, PromptError, PromptLengthError, Sampling
 from serve.errors import InvalidRequestError, ModelNotFoundError
-from serve.schema import (
-    AssistantMessage,
-    AudioPart,
-    ChatRequest,
-    FilePart,
-    FunctionMessage,
-    ImagePart,
-    Message,
-    TextPart,
-    ToolMessage,
-    VideoPart,
-    unsupported,
-)
+from serve.schema import ChatRequest, Diffusion
+from serve.tools import declared, most_calls
 
-_ROLES = {"developer": "system"}
-_UNREAD = {ImagePart: "images", VideoPart: "videos", AudioPart: "audio", FilePart: "files"}
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outline:
+    """A request whose fields agree, before its media are fetched and its prompt is written."""
+
+    conversation: Conversation
+    tools: list[dict[str, Any]] | None
+    thinking: bool
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A request, ready to run: the job, the strings that end its answer, and what the client wants to see."""
+    """A request, ready to run: a job for each choice, what ends an answer, and what the client wants to see."""
 
-    job: Job
+    jobs: tuple[Job, ...]
     stops: tuple[str, ...]
+    most_calls: int | None
     include_reasoning: bool
     include_usage: bool
 
 
-def plan(request: ChatRequest, engine: Engine, config: ServeConfig, seed: int) -> Plan:
+def outline(request: ChatRequest, engine: Engine, config: ServeConfig) -> Outline:
+    """Settles all that needs neither the media nor the prompt's tokens; cheap.
+
+    Raises:
+        ModelNotFoundError: `model` is none of the server's names.
+        InvalidRequestError: the request contradicts itself, or holds what is not read or done.
+    """
+    require_model(request.model, config.names)
+    if request.stream_options is not None and not request.stream:
+        raise InvalidRequestError("`stream_options` is only for `stream: true`", param="stream_options")
+    if request.n > 1 + config.max_queue:
+        raise InvalidRequestError(
+            f"Every choice takes a place in the line, and this server has {1 + config.max_queue}", param="n"
+        )
+    if request.top_logprobs and not request.logprobs:
+        raise InvalidRequestError("`top_logprobs` is only for `logprobs: true`", param="top_logprobs")
+    sampling(request.diffusion, engine.sampling)
+    return Outline(
+        conversation=conversation.read(request.messages, engine.media, config.max_media),
+        tools=declared(request),
+        thinking=_thinking(request, config.thinking),
+    )
+
+
+def plan(
+    request: ChatRequest, outline: Outline, media: Sequence[Medium], engine: Engine, config: ServeConfig, seed: int
+) -> Plan:
     """Renders the prompt and settles every limit. `seed` is the request's own or drawn for it.
 
     Takes as long as tokenizing the prompt does; safe on any thread.
 
     Raises:
-        ModelNotFoundError: `model` is none of the server's names.
-        InvalidRequestError: the request contradicts itself, holds what is not read yet, or does not fit the model.
+        InvalidRequestError: the chat template refuses the messages, or they do not fit the model.
     """
-    require_model(request.model, config.names)
-    options = request.stream_options
-    if options is not None and not request.stream:
-        raise InvalidRequestError("`stream_options` is only for `stream: true`", param="stream_options")
-    messages = [_message(message, f"messages[{index}]") for index, message in enumerate(request.messages)]
     try:
-        prompt = engine.render(messages, thinking=_thinking(request, config.thinking))
+        rendered = engine.render(outline.conversation.messages, thinking=outline.thinking, tools=outline.tools)
+        prompt = engine.expand(rendered, media)
     except PromptLengthError as error:
         raise _too_long(f"at least {error.least}", engine) from None
     except PromptError as error:
-        raise InvalidRequestError(f"The chat template refuses the messages: {error}", param="messages") from None
+        what = str(error) if error.param else f"The chat template refuses the messages: {error}"
+        raise InvalidRequestError(what, param=error.param or "messages") from None
     job = Job(
-        prompt=prompt,
-        max_new_tokens=_max_new_tokens(request, len(prompt), engine, config.default_max_tokens),
+        prompt=prompt.tokens,
+        max_new_tokens=_max_new_tokens(request, len(prompt.tokens), engine, config.default_max_tokens),
         seed=seed,
         temperature=request.temperature,
+        sampling=sampling(request.diffusion, engine.sampling),
+        top_k=max(request.top_k, 0),
+        top_p=request.top_p,
+        logprobs=request.top_logprobs if request.logprobs else None,
+        patches=prompt.patches,
+        patch_positions=prompt.patch_positions,
     )
     return Plan(
-        job=job,
+        jobs=tuple(dataclasses.replace(job, seed=nth_seed(seed, index)) for index in range(request.n)),
         stops=(request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ()),
+        most_calls=most_calls(request),
         include_reasoning=request.include_reasoning,
-        include_usage=bool(options and options.include_usage),
+        include_usage=bool(request.stream_options and request.stream_options.include_usage),
     )
 
 
@@ -86,34 +114,6 @@ def require_model(name: str, names: tuple[str, ...]) -> str:
     raise ModelNotFoundError(name, names)
 
 
-def _message(message: Message, where: str) -> dict[str, Any]:
-    """One message as the chat template reads it: role, content as text or text parts, reasoning of an earlier reply."""
-    role = message.__struct_config__.tag
-    if isinstance(message, ToolMessage | FunctionMessage):
-        raise unsupported(f"A message of role `{role}`", f"{where}.role")
-    rendered = {"role": _ROLES.get(str(role), role), "content": _content(message.content, f"{where}.content")}
-    if isinstance(message, AssistantMessage):
-        if message.tool_calls:
-            raise unsupported("An earlier tool call", f"{where}.tool_calls")
-        if reasoning := message.reasoning or message.reasoning_content:
-            rendered["reasoning"] = reasoning
-    return rendered
-
-
-def _content(content: str | list[Any] | None, where: str) -> str | list[dict[str, str]]:
-    if content is None or isinstance(content, str):
-        return content or ""
-    return [_part(part, f"{where}[{index}]") for index, part in enumerate(content)]
-
-
-def _part(part: Any, where: str) -> dict[str, str]:
-    if not isinstance(part, TextPart):
-        raise InvalidRequestError(
-            f"This server does not read {_UNREAD[type(part)]} yet.", param=where, code="unsupported_content"
-        )
-    return {"type": "text", "text": part.text}
-
-
 def _thinking(request: ChatRequest, default: bool) -> bool:
     """`chat_template_kwargs` decides, then `reasoning_effort`, then the server's default.
 
@@ -126,6 +126,36 @@ def _thinking(request: ChatRequest, default: bool) -> bool:
     if said:
         return bool(said.pop())
     return default if request.reasoning_effort is None else request.reasoning_effort != "none"
+
+
+def sampling(asked: Diffusion | None, own: Sampling) -> Sampling | None:
+    """The checkpoint's sampling with what `diffusion` says instead; None where it says nothing.
+
+    Raises:
+        InvalidRequestError: the temperatures contradict each other.
+    """
+    given = {name: getattr(asked, name) for name in asked.__struct_fields__} if asked else {}
+    given = {name: value for name, value in given.items() if value is not None}
+    if not given:
+        return None
+    made = dataclasses.replace(own, **given)
+    if made.t_min >= made.t_max:
+        name = "t_min" if "t_min" in given else "t_max"
+        raise InvalidRequestError(
+            f"`t_min` must be below `t_max`, found t_min={made.t_min}, t_max={made.t_max} (the checkpoint's own are "
+            f"{own.t_min} and {own.t_max})",
+            param=f"diffusion.{name}",
+            code="invalid_value",
+        )
+    return made
+
+
+def nth_seed(seed: int, index: int) -> int:
+    """The seed of a choice: the request's own and `index`, where -2^63 follows 2^63 - 1.
+
+    So a choice is what a request of its own gets with a seed that many higher.
+    """
+    return (seed + index + 2**63) % 2**64 - 2**63
 
 
 def _max_new_tokens(request: ChatRequest, prompt_tokens: int, engine: Engine, default: int) -> int:

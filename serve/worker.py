@@ -21,6 +21,7 @@ from typing import Literal, TypeVar
 
 from serve.engine import Engine, Event, Finished, Job
 from serve.errors import ApiError, InternalError, OverloadedError, UnavailableError
+from serve.metrics import Metrics
 
 T = TypeVar("T")
 
@@ -38,6 +39,7 @@ class Run:
 
     def __init__(self, request_id: str) -> None:
         self.request_id = request_id
+        self.asked = time.monotonic()
         self.cancelled = threading.Event()
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[Event | ApiError] = asyncio.Queue()
@@ -81,16 +83,29 @@ class Run:
 class Worker:
     """Runs jobs one after another on its own thread. Methods are for the event loop's thread."""
 
-    def __init__(self, engine: Engine, max_queue: int) -> None:
+    def __init__(self, engine: Engine, max_queue: int, metrics: Metrics) -> None:
         self.state: State = "warming"
         self.warm = asyncio.Event()
         """Set once the warm-up is over, well or badly; `state` says which."""
         self._engine = engine
+        self._metrics = metrics
         self._limit = 1 + max_queue  # the one that runs, and those that wait
         self._waiting: dict[Run, Job] = {}  # in the order of the line
         self._open: set[Run] = set()  # every run that somebody still wants: in preparation, waiting, running
-        self._changed = threading.Condition()  # guards the two above and `state`; told when there is work, or no more
+        self._running: Run | None = None
+        self._changed = threading.Condition()  # guards the three above and `state`; told when there is work, or no more
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+
+    @property
+    def running(self) -> int:
+        """How many runs the engine works on."""
+        return int(self._running is not None)
+
+    @property
+    def waiting(self) -> int:
+        """How many runs wait for the engine, those included whose prompt is still being prepared."""
+        with self._changed:
+            return len(self._open - {self._running})
 
     def start(self) -> None:
         """Starts the thread, which first warms the engine up; jobs are taken from now on and wait for that."""
@@ -162,6 +177,7 @@ class Worker:
             last = self._carry_out(run, job)
             with self._changed:
                 self._open.discard(run)
+                self._running = None
             run.post(last)  # only now: whoever reads it finds the place free
 
     def _warm_up(self) -> None:
@@ -189,7 +205,7 @@ class Worker:
         """The next of the line; None when none will come: the engine failed, or the server closes and all is done."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._over())
-            run = next(iter(self._waiting), None)
+            self._running = run = next(iter(self._waiting), None)
             return None if run is None else (run, self._waiting.pop(run))
 
     def _over(self) -> bool:
@@ -198,7 +214,7 @@ class Worker:
     def _carry_out(self, run: Run, job: Job) -> Finished | ApiError:
         """Posts the canvases of a run and returns what ends it."""
         try:
-            with contextlib.closing(self._engine.generate(job)) as events:
+            with contextlib.closing(self._metrics.watch(self._engine.generate(job), run.asked)) as events:
                 for event in events:
                     if isinstance(event, Finished):
                         return event

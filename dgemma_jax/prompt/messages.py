@@ -6,9 +6,10 @@ templates know one form of each. These functions return new values and never cha
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dgemma_jax.prompt.tokenizer import Tokenizer
@@ -28,6 +29,7 @@ _PART_TYPES = {
 _REASONING_FIELDS = ("reasoning", "reasoning_content", "thinking")
 _THOUGHT = re.compile(r"<\|channel>.*?(?:<channel\|>|\Z)", re.DOTALL)
 _MAX_DEPTH = 64
+_MOST_SCHEMAS = 20_000  # a few references that name each other in pairs would write out without end
 _DEFINITION = re.compile(r"#/(?:\$defs|definitions)/(.+)")
 
 
@@ -53,9 +55,11 @@ def normalise_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str,
     """Tools as `{"type": "function", "function": {...}}` with schemas a template can print; no tools become None.
 
     In schemas, references are replaced by what they name, `["string", "null"]` and optional `anyOf` become one type and
-    `nullable`, and missing types are filled in where they are certain. Raises `MessageError` for a tool without a name.
+    `nullable`, and missing types are filled in where they are certain. Raises `MessageError` for a tool without a name,
+    and for schemas that write out to too many.
     """
-    return [_normalise_tool(tool, f"tools[{index}]") for index, tool in enumerate(tools or ())] or None
+    left = iter(range(_MOST_SCHEMAS))
+    return [_normalise_tool(tool, f"tools[{index}]", left) for index, tool in enumerate(tools or ())] or None
 
 
 def guard_messages(messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> list[dict[str, Any]]:
@@ -135,7 +139,20 @@ def _parse_arguments(arguments: Any, where: str) -> dict[str, Any]:
     return dict(arguments)
 
 
-def _normalise_tool(tool: Any, where: str) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class _Definitions:
+    """What references in the schema of one tool may name, and a tick for every schema that may still be written."""
+
+    named: Mapping[str, Any]
+    left: Iterator[int]
+    where: str
+
+    def tick(self) -> None:
+        if next(self.left, None) is None:
+            raise MessageError(self.where, f"the schemas of all tools write out to more than {_MOST_SCHEMAS}")
+
+
+def _normalise_tool(tool: Any, where: str, left: Iterator[int]) -> dict[str, Any]:
     function = tool.get("function", tool) if isinstance(tool, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise MessageError(f"{where}.function", "must be an object with a name")
@@ -144,15 +161,17 @@ def _normalise_tool(tool: Any, where: str) -> dict[str, Any]:
     if parameters := function.get("parameters"):
         if not isinstance(parameters, Mapping):
             raise MessageError(f"{where}.function.parameters", "must be a JSON schema object")
-        definitions = {**parameters.get("definitions", {}), **parameters.get("$defs", {})}
+        named = {**_mapping(parameters.get("definitions")), **_mapping(parameters.get("$defs"))}
+        definitions = _Definitions(named, left, f"{where}.function.parameters")
         result["parameters"] = {"type": "object", **_normalise_schema(parameters, definitions, ())}
     return {"type": "function", "function": result}
 
 
-def _normalise_schema(schema: Any, definitions: Mapping[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+def _normalise_schema(schema: Any, definitions: _Definitions, path: tuple[str, ...]) -> dict[str, Any]:
     """`path` holds the names of the references being resolved: a recursive type ends as a plain object."""
     if not isinstance(schema, Mapping) or len(path) > _MAX_DEPTH:
         return {}
+    definitions.tick()
     result = _resolve(schema, definitions, path)
     path = (*path, str(schema.get("$ref", "")))
     result = _merge_optional(result, definitions, path)
@@ -167,19 +186,19 @@ def _normalise_schema(schema: Any, definitions: Mapping[str, Any], path: tuple[s
     return result
 
 
-def _resolve(schema: Mapping[str, Any], definitions: Mapping[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+def _resolve(schema: Mapping[str, Any], definitions: _Definitions, path: tuple[str, ...]) -> dict[str, Any]:
     result = {key: value for key, value in schema.items() if key not in ("$ref", "$defs", "definitions")}
     reference = schema.get("$ref")
     if reference is None:
         return result
     named = _DEFINITION.fullmatch(str(reference))
-    target = definitions.get(named[1]) if named else None
+    target = definitions.named.get(named[1]) if named else None
     if not isinstance(target, Mapping) or reference in path:
         return {"type": "object", **result}
     return {**target, **result}
 
 
-def _merge_optional(schema: dict[str, Any], definitions: Mapping[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+def _merge_optional(schema: dict[str, Any], definitions: _Definitions, path: tuple[str, ...]) -> dict[str, Any]:
     """One type and `nullable` in place of a list of types, or of alternatives of which one is null."""
     if isinstance(kinds := schema.get("type"), list):
         named = [kind for kind in kinds if kind != "null"]
@@ -196,12 +215,17 @@ def _merge_optional(schema: dict[str, Any], definitions: Mapping[str, Any], path
     return {**rest, "nullable": True} if len(named) < len(kinds) else rest
 
 
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
 def _certain_type(schema: Mapping[str, Any]) -> str | None:
     if "properties" in schema:
         return "object"
     if "items" in schema:
         return "array"
-    if (choices := schema.get("enum")) and all(isinstance(choice, str) for choice in choices):
+    choices = schema.get("enum")
+    if isinstance(choices, list) and choices and all(isinstance(choice, str) for choice in choices):
         return "string"
     return None
 

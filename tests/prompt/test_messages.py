@@ -189,6 +189,18 @@ def test_recursive_types_end() -> None:
     assert found["properties"]["head"]["properties"]["next"] == {"type": "object", "nullable": True}
 
 
+def test_references_that_would_write_out_without_end_are_refused() -> None:
+    doubled = {f"d{n}": {"properties": {name: {"$ref": f"#/$defs/d{n + 1}"} for name in "ab"}} for n in range(40)}
+    with pytest.raises(MessageError, match=r"tools\[0\].function.parameters: .*more than"):
+        schema_of({"x": {"$ref": "#/$defs/d0"}}, **{"$defs": doubled})
+
+
+@pytest.mark.parametrize("wrong", [{"$defs": []}, {"definitions": 3}, {"enum": 5}, {"properties": 1}, {"items": "x"}])
+def test_keywords_of_the_wrong_type_are_no_crash(wrong: dict[str, Any]) -> None:
+    assert schema_of({"x": wrong}, **{"x-of-their-own": 1})["type"] == "object"
+    assert normalise_tools([{"type": "function", "function": {"name": "f", "parameters": wrong}}])
+
+
 def test_guarding_breaks_every_marker_a_client_wrote(byte_level: Tokenizer) -> None:
     messages = [
         {"role": "user", "content": "<|turn>"},

@@ -34,7 +34,7 @@ def start(engine: FakeEngine) -> Start:
 
     @contextlib.asynccontextmanager
     async def started(**settings: Any) -> AsyncIterator[TestClient]:
-        defaults = {"served_model_name": ("demo", "org/alias"), "seed": 1, "shutdown_seconds": 0.2}
+        defaults = {"served_model_name": ("demo", "org/alias"), "seed": 1, "shutdown_seconds": 0.2, "thinking": False}
         app = create_app(engine, ServeConfig(**defaults | settings))
         async with TestClient(TestServer(app)) as client:
             if engine.warm_up_error is None:

@@ -7,30 +7,66 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
-from serve.engine import Canvas, Event, Finished, Job, Piece, PromptError, PromptLengthError
+from fake_text import BOS, FakeText
+
+from serve.engine import (
+    Call,
+    Canvas,
+    Event,
+    Finished,
+    Job,
+    MediumError,
+    Piece,
+    Prompt,
+    PromptError,
+    PromptLengthError,
+    Sampling,
+    TokenLogprob,
+)
 
 CANVAS = 4
 STEPS = 3
 OPEN_THOUGHT, CLOSE_THOUGHT, END = "\x01", "\x02", "\x03"
+OPEN_CALL, CLOSE_CALL, PLACE = "\x04", "\x05", "\x06"
 PATIENCE = 5.0
 
 
 def content_of(message: dict[str, Any]) -> str:
     content = message["content"]
-    return content if isinstance(content, str) else "".join(part["text"] for part in content)
+    return content if isinstance(content, str) else "".join(part.get("text", PLACE) for part in content)
+
+
+def parts_of(message: dict[str, Any]) -> list[dict[str, Any]]:
+    return message["content"] if isinstance(message["content"], list) else []
+
+
+def call(name: str, arguments: str = "{}") -> str:
+    """A call as the fake model writes it."""
+    return f"{OPEN_CALL}{name}{arguments}{CLOSE_CALL}"
+
+
+def logprobs_of(tokens: Sequence[int], likeliest: int | None) -> tuple[TokenLogprob, ...] | None:
+    """Every token is the likeliest in its place, with -code/1000; the next characters follow, one less likely each."""
+    if likeliest is None:
+        return None
+    return tuple(
+        TokenLogprob(-token / 1000, tuple((token + after, -token / 1000 - after) for after in range(likeliest)))
+        for token in tokens
+    )
 
 
 class FakeParser:
-    """Character by character; thoughts stand between two control characters, and a third one ends the reply."""
+    """Character by character; thoughts and calls stand between control characters, and one more ends the reply."""
 
     def __init__(self) -> None:
         self.tokens = 0
         self.reasoning_tokens = 0
         self.ended = False
         self._thinking = False
+        self._call: str | None = None
 
-    def push(self, tokens: Sequence[int]) -> list[Piece]:
-        pieces = []
+    def push(self, tokens: Sequence[int]) -> list[Piece | Call]:
+        pieces: list[Piece | Call] = []
         for character in map(chr, tokens):
             if self.ended:
                 break
@@ -40,39 +76,73 @@ class FakeParser:
                 self._thinking = character == OPEN_THOUGHT
             elif character == END:
                 self.ended = True
+                pieces += self.finish()
+            elif character == OPEN_CALL:
+                self._call = ""
+            elif character == CLOSE_CALL and self._call is not None:
+                name, _, arguments = self._call.partition("{")
+                pieces.append(Call(name, "{" + arguments))
+                self._call = None
+            elif self._call is not None:
+                self._call += character
             else:
                 pieces.append(Piece("reasoning" if self._thinking else "content", character))
         return pieces
 
-    def finish(self) -> list[Piece]:
-        return []
+    def finish(self) -> list[Piece | Call]:
+        cut, self._call = self._call, None
+        return [Piece("content", cut)] if cut else []
 
 
 class FakeEngine:
     """Answers `You said: <last message>`, after a thought when thinking is on.
 
     `answer` replaces the reply's text; a message "explode" raises after the first canvas; "hold" waits for `release`
-    before each canvas but the first, so that a test decides how far the reply is.
+    before each canvas but the first, so that a test decides how far the reply is. A medium is a text, its own place in
+    the prompt: `<kind detail length-of-the-file>`; the file `broken` is none.
     """
 
     max_model_len = 400
+    text = FakeText(max_model_len)
+    sampling = Sampling(max_steps=48, entropy_bound=0.1, confidence_threshold=0.005, t_min=0.4, t_max=0.8)
 
     def __init__(self, answer: Callable[[str], str] | None = None) -> None:
         self.answer = answer or (lambda said: f"You said: {said}")
+        self.media = frozenset({"image", "video"})
         self.rendered: list[list[dict[str, Any]]] = []
+        self.tools: list[list[dict[str, Any]] | None] = []
         self.jobs: list[Job] = []
         self.ended: list[str] = []
+        self.cached_tokens = 0
         self.release = threading.Event()
         self.warm_up_error: Exception | None = None
 
-    def render(self, messages: list[dict[str, Any]], *, thinking: bool) -> tuple[int, ...]:
+    def render(
+        self, messages: list[dict[str, Any]], *, thinking: bool, tools: list[dict[str, Any]] | None = None
+    ) -> tuple[int, ...]:
         self.rendered.append(messages)
+        self.tools.append(tools)
         said = content_of(messages[-1])
         if said == "refuse":
             raise PromptError("roles must alternate")
+        if said.count(PLACE) != sum(part["type"] != "text" for part in parts_of(messages[-1])):
+            raise PromptError("a picture, but none was sent")
         if len(said) > 10 * self.max_model_len:
             raise PromptLengthError(len(said))
         return tuple(map(ord, (OPEN_THOUGHT if thinking else "") + said))
+
+    def read(self, data: bytes, kind: str, detail: str) -> str:
+        if data == b"broken":
+            raise MediumError("the file is damaged")
+        return f"<{kind} {detail} {len(data)}>"
+
+    def expand(self, prompt: Sequence[int], media: Sequence[Any]) -> Prompt:
+        coming = iter(media)
+        return Prompt(
+            tokens=tuple(
+                index for token in prompt for index in (map(ord, next(coming)) if token == ord(PLACE) else (token,))
+            )
+        )
 
     def room(self, prompt_tokens: int) -> int:
         return (self.max_model_len - prompt_tokens) // CANVAS * CANVAS
@@ -88,7 +158,7 @@ class FakeEngine:
         self.jobs.append(job)
         said = "".join(map(chr, job.prompt))
         thought = f"{OPEN_THOUGHT}Hmm.{CLOSE_THOUGHT}" if said.startswith(OPEN_THOUGHT) else ""
-        said = said.removeprefix(OPEN_THOUGHT)
+        said = said.removeprefix(OPEN_THOUGHT).removeprefix(BOS)
         text = thought + self.answer(said) + END
         whole, text = text, text[: job.max_new_tokens]
         ending = "abandoned"
@@ -96,7 +166,8 @@ class FakeEngine:
             for start in range(0, len(text), CANVAS):
                 if start:
                     self._between_canvases(said)
-                yield Canvas(tuple(map(ord, text[start : start + CANVAS])), STEPS)
+                tokens = tuple(map(ord, text[start : start + CANVAS]))
+                yield Canvas(tokens, STEPS, logprobs_of(tokens, job.logprobs), self.cached_tokens)
             ending = "finished"
             yield Finished("stop" if text == whole else "length")
         finally:

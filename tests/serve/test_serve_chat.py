@@ -9,7 +9,7 @@ from typing import Any
 import openai
 import pytest
 from aiohttp.test_utils import TestClient
-from fake_engine import END, STEPS, FakeEngine
+from fake_engine import CLOSE_THOUGHT, END, OPEN_THOUGHT, STEPS, FakeEngine
 
 URL = "/v1/chat/completions"
 HI = [{"role": "user", "content": "hi"}]
@@ -50,6 +50,7 @@ async def test_a_whole_reply_has_openais_shape(client, ask):
             "prompt_tokens": 2,
             "completion_tokens": 13,  # twelve characters and the end token
             "total_tokens": 15,
+            "prompt_tokens_details": {"cached_tokens": 0},
             "completion_tokens_details": {"reasoning_tokens": 0},
             "diffusion": {"canvases": 4, "steps": 4 * STEPS, "seed": 7},
         },
@@ -253,6 +254,29 @@ async def test_messages_reach_the_template_as_it_reads_them(client, engine: Fake
     ]
 
 
+@pytest.mark.parametrize(
+    ("fields", "wanted"),
+    [
+        ({"reasoning": "why"}, {"reasoning": "why"}),
+        ({"reasoning_content": "why"}, {"reasoning": "why"}),
+        ({"reasoning": "why", "reasoning_content": "why"}, {"reasoning": "why"}),
+        ({"reasoning": "", "reasoning_content": None}, {}),
+    ],
+)
+async def test_reasoning_is_sent_back_under_either_name(client, engine: FakeEngine, fields, wanted):
+    answer = {"role": "assistant", "content": "x"}
+    await post(client, {"model": "demo", "messages": [*HI, answer | fields, *HI]})
+    assert engine.rendered[0][1] == answer | wanted
+
+
+async def test_an_empty_thought_is_no_thought(client, ask, engine: FakeEngine):
+    engine.answer = lambda said: OPEN_THOUGHT + CLOSE_THOUGHT + "yes"
+    message = (await post(client, ask()))["choices"][0]["message"]
+    assert (message["reasoning"], message["reasoning_content"], message["content"]) == (None, None, "yes")
+    deltas = [chunk["choices"][0]["delta"] for chunk in await frames(client, ask())]
+    assert not any("reasoning" in delta or "reasoning_content" in delta for delta in deltas)
+
+
 async def test_a_reply_can_be_sent_back_as_history(sdk: openai.AsyncOpenAI):
     first = await sdk.chat.completions.create(model="demo", messages=HI, reasoning_effort="high")
     history = [*HI, first.choices[0].message.model_dump(), {"role": "user", "content": "more"}]
@@ -264,6 +288,7 @@ async def test_neutral_and_harmless_values_pass(client, ask):
     neutral = {
         "n": 1,
         "top_p": 1,
+        "top_k": -1,
         "temperature": 1,
         "presence_penalty": 0,
         "frequency_penalty": 0.0,

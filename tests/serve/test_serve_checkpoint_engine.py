@@ -10,48 +10,17 @@ import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import pytest
-from flax import nnx
+from tiny_checkpoint import CANVAS, write_checkpoint
 
 import dgemma_jax
-from dgemma_jax.checkpoint.export import export
-from dgemma_jax.config import FULL, SLIDING, GenerationConfig, ModelConfig, TextConfig
-from dgemma_jax.model.diffusion_gemma import DiffusionGemma
+from dgemma_jax.config import GenerationConfig
 from dgemma_jax.prompt.template import TemplateError
 from dgemma_jax.prompt.tokenizer import Tokenizer
 from serve.checkpoint_engine import CheckpointEngine, tempered
-from serve.config import DEMO_CHECKPOINT
 from serve.engine import Canvas, Finished, Job, PromptError, PromptLengthError
 
-CANVAS = 8
 HI = [{"role": "user", "content": "Hi"}]
-
-
-def write_checkpoint(folder: Path, positions: int = 100) -> None:
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copy(DEMO_CHECKPOINT / name, folder / name)
-    tokenizer = Tokenizer.from_folder(folder)
-    text = TextConfig(
-        vocab_size=tokenizer.vocab_size,
-        hidden_size=16,
-        intermediate_size=16,
-        moe_intermediate_size=8,
-        num_experts=2,
-        top_k_experts=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        num_global_key_value_heads=1,
-        head_dim=8,
-        global_head_dim=8,
-        layer_types=(SLIDING, FULL),
-        sliding_window=16,
-        max_position_embeddings=positions,
-    )
-    config = ModelConfig(text=text, vision=None, canvas_length=CANVAS)
-    generation = GenerationConfig(max_denoising_steps=2, eos_token_ids=(tokenizer.token_id("<eos>"),))
-    _, params = nnx.split(DiffusionGemma(config, nnx.Rngs(0), jnp.dtype("float32")))
-    export(folder, config, generation, params, jnp.dtype("float32"))
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +82,33 @@ def test_a_prompt_with_a_place_for_media_and_no_media_is_a_prompt_error(engine, 
     monkeypatch.setattr(engine._template, "encode", lambda *_, **__: [2, index])
     with pytest.raises(PromptError, match="none was sent"):
         engine.render(HI, thinking=False)
+
+
+@pytest.mark.parametrize("end", ["<turn|>\n", "<turn|>", "<turn|>\n<|turn>model\n", "<tool_response|>"])
+def test_where_a_template_leaves_the_models_turn_closed_it_is_opened(engine, folder, monkeypatch, end):
+    tokenizer = Tokenizer.from_folder(folder)
+    written = tokenizer.encode(f"<bos><|turn>user\nHi<turn|>\n<|turn>model\nHm{end}")
+    monkeypatch.setattr(engine._template, "encode", lambda *_, **__: written)
+    opened = () if "model" in end or "tool" in end else tuple(tokenizer.encode("<|turn>model\n"))
+    assert engine.render(HI, thinking=False) == (*written, *opened)
+
+
+def test_a_jobs_bounds_and_log_probabilities_are_the_librarys(engine, folder):
+    model = dgemma_jax.load(folder, dtype="float32")
+    job = Job(
+        prompt=engine.render(HI, thinking=False), max_new_tokens=CANVAS + 3, seed=1, top_k=5, top_p=0.5, logprobs=2
+    )
+    *canvases, _ = engine.generate(job)
+    options = dgemma_jax.SamplingOptions(top_k=5, top_p=0.5, logprobs=2)
+    limit, settings = job.max_new_tokens, model.generation
+    *wanted, _ = dgemma_jax.stream(
+        model, job.prompt, max_new_tokens=limit, seed=1, generation=settings, options=options
+    )
+    assert [canvas.tokens for canvas in canvases] == [canvas.tokens for canvas in wanted]
+    for canvas, event in zip(canvases, wanted, strict=True):
+        told = [(token.logprob, token.likeliest) for token in canvas.logprobs]
+        assert told == [(token.logprob, token.likeliest) for token in event.logprobs]
+        assert len(told) == len(canvas.tokens)
 
 
 def test_text_in_halves_of_markers_is_text(engine, folder):

@@ -44,9 +44,13 @@ def test_the_help_does_not_wait_for_jax():
 
 
 def test_flags_become_settings():
-    config = parse_flags(["--checkpoint", "/a/b", "--port", "9", "--served-model-name", "x", "y/z", "--thinking"])
-    assert config == ServeConfig(checkpoint=Path("/a/b"), port=9, served_model_name=("x", "y/z"), thinking=True)
+    config = parse_flags(["--checkpoint", "/a/b", "--port", "9", "--served-model-name", "x", "y/z", "--no-thinking"])
+    assert config == ServeConfig(checkpoint=Path("/a/b"), port=9, served_model_name=("x", "y/z"), thinking=False)
     assert parse_flags([]) == ServeConfig()
+
+
+def test_a_model_thinks_unless_its_server_is_told_otherwise():
+    assert [parse_flags(flags).thinking for flags in ([], ["--thinking"], ["--no-thinking"])] == [True, True, False]
 
 
 def test_a_server_answers_to_its_folders_name_and_to_the_published_one():
@@ -66,7 +70,10 @@ def test_a_wrong_flag_exits_with_2(flags, capsys):
 
 def test_a_wrong_folder_is_one_line_and_status_2(capsys, tmp_path):
     assert command.main(["--port", "0", "--checkpoint", str(tmp_path / "nothing")]) == 2
-    assert capsys.readouterr().err == f"serve: --checkpoint {tmp_path}/nothing is not a folder\n"
+    assert (
+        capsys.readouterr().err
+        == f"serve: --checkpoint {tmp_path}/nothing is not a folder, and not a name on the Hugging Face Hub as org/name\n"
+    )
 
 
 def test_a_checkpoint_that_cannot_be_loaded_is_one_line_and_status_2(capsys, monkeypatch):
@@ -135,7 +142,7 @@ import sys, threading, time
 import serve.__main__ as command
 from fake_engine import FakeEngine
 class Slow(FakeEngine):
-    def render(self, messages, *, thinking):
+    def render(self, messages, **options):
         print("rendering", file=sys.stderr, flush=True)
         time.sleep(60)
 command._load = lambda config: Slow()

@@ -94,10 +94,10 @@ async def test_a_request_that_is_refused_costs_no_rendering(start, ask, engine: 
 async def test_prompts_in_preparation_have_a_place_in_the_line(start, ask, engine: FakeEngine, monkeypatch, eventually):
     render, entered, go_on = engine.render, [], threading.Event()
 
-    def slow(messages, *, thinking):
+    def slow(messages, **options):
         entered.append(messages)
         assert go_on.wait(PATIENCE)
-        return render(messages, thinking=thinking)
+        return render(messages, **options)
 
     monkeypatch.setattr(engine, "render", slow)
     async with start(max_queue=3) as client:

@@ -1,0 +1,107 @@
+"""HTTP bodies: bytes to a typed request, and a typed answer to bytes.
+
+A field of a request is one of four things: a field of its type (done), a harmless name (taken, without effect on the
+reply), a neutral name (known, not done: only values that change nothing pass), or unknown. The last two are answered
+400 with `param` naming the field. A field that is null counts as absent, unless it must be there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from typing import Any, TypeVar
+
+import msgspec
+from aiohttp import web
+
+from serve.errors import InvalidRequestError, UnsupportedMediaTypeError
+from serve.unreadable import unreadable
+
+T = TypeVar("T", bound=msgspec.Struct)
+Neutral = Mapping[str, tuple[Any, ...]]
+
+_VALIDATION = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
+_FIELD = re.compile(r"field `(.*)`", re.DOTALL)
+_CODES = {"Object contains unknown field": "unknown_parameter", "Object missing": "missing_required_parameter"}
+
+
+async def read(request: web.Request) -> bytes:
+    """The body of a request that may say it is JSON, and nothing else."""
+    kind = request.content_type
+    if "Content-Type" in request.headers and kind != "application/json" and not kind.endswith("+json"):
+        raise UnsupportedMediaTypeError(f"The body must be JSON (Content-Type: application/json), found {kind}.")
+    if (request.content_length or 0) > request.client_max_size:
+        raise web.HTTPRequestEntityTooLarge(request.client_max_size, request.content_length or 0)
+    return await request.read()
+
+
+def answer(body: msgspec.Struct, status: int = 200) -> web.Response:
+    """A body of ours as the answer."""
+    return web.Response(body=msgspec.json.encode(body), status=status, content_type="application/json")
+
+
+def decode(body: bytes, kind: type[T], *, harmless: Collection[str] = (), neutral: Neutral | None = None) -> T:
+    """Reads a request body.
+
+    Raises:
+        InvalidRequestError: the body is not JSON, or a field has the wrong type, is unknown, or asks for what
+            is not done.
+    """
+    return convert(json_object(body), kind, harmless=harmless, neutral=neutral)
+
+
+def convert(
+    found: Mapping[str, Any], kind: type[T], *, harmless: Collection[str] = (), neutral: Neutral | None = None
+) -> T:
+    """A JSON object as the type; as `decode`."""
+    neutral = neutral or {}
+    required = {field.name for field in msgspec.structs.fields(kind) if field.required}
+    fields = {
+        name: value for name, value in found.items() if name not in harmless and (value is not None or name in required)
+    }
+    for name in [name for name in fields if name in neutral]:
+        value = fields.pop(name)
+        if not any(_same(value, nothing) for nothing in neutral[name]):
+            raise unsupported(f"`{name}`", name)
+    try:
+        return msgspec.convert(fields, kind)
+    except msgspec.ValidationError as error:
+        raise _invalid(str(error)) from None
+
+
+def unsupported(what: str, param: str) -> InvalidRequestError:
+    """The refusal of something that is known, but not done by this server yet."""
+    return InvalidRequestError(
+        f"{what} is not supported by this server yet.", param=param, code="unsupported_parameter"
+    )
+
+
+def json_object(body: bytes) -> dict[str, Any]:
+    """The body as a JSON object. Raises InvalidRequestError where it is none."""
+    try:
+        value = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise unreadable(body) or InvalidRequestError(
+            f"The request body is not valid JSON: {error}", code="invalid_json"
+        ) from None
+    except RecursionError:
+        raise InvalidRequestError("The request body is nested too deeply", code="invalid_json") from None
+    if not isinstance(value, dict):
+        raise InvalidRequestError("The request body must be a JSON object", code="invalid_json")
+    return value
+
+
+def _same(value: Any, neutral: Any) -> bool:
+    """Equal as JSON, where true is not 1."""
+    return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
+
+
+def _invalid(message: str) -> InvalidRequestError:
+    """msgspec's message with its path (`$.messages[0].content`) and field name as `param`."""
+    what, path = _VALIDATION.match(message).group("what", "path")  # type: ignore[union-attr]  # it matches anything
+    field = _FIELD.search(what)
+    param = path or None
+    if field:
+        param = f"{path}.{field[1]}" if path else field[1]
+    code = next((code for start, code in _CODES.items() if what.startswith(start)), "invalid_value")
+    return InvalidRequestError(what if param is None else f"{what} - at `{param}`", param=param, code=code)

@@ -1,0 +1,35 @@
+"""One reply of a request that may ask for several: its job, its place in the line, and what there is of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import AsyncGenerator
+
+from serve.engine import Call, Canvas, Finished, Job, Piece
+from serve.reply import Reply
+from serve.worker import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class PendingChoice:
+    """A choice that grows while it is read."""
+
+    index: int
+    job: Job
+    run: Run
+    reply: Reply
+
+    async def grow(self, silence: float | None) -> AsyncGenerator[list[Piece | Call], None]:
+        """The reply canvas by canvas; nothing after `silence` seconds without one. Ends when the reply does."""
+        try:
+            while self.reply.finish_reason is None:
+                match await self.run.next(silence):
+                    case Canvas() as canvas:
+                        yield self.reply.push(canvas)
+                    case Finished(reason):
+                        if rest := self.reply.finish(reason):
+                            yield rest
+                    case None:
+                        yield []
+        finally:
+            self.run.cancelled.set()  # it may have ended long before the engine would

@@ -1,0 +1,142 @@
+"""What Prometheus reads: NIM's names where the meaning is the same, and `diffusion_...` for what only a canvas has.
+
+    worker's thread --watch--> canvases, steps, times     HTTP side --count_requests--> requests, tokens, latencies
+                             \\______ one registry per app, read by `GET /metrics` ______/
+
+Times to a first token are times to a whole canvas: nothing is sent before it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Generator
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.exposition import choose_encoder
+
+from serve.access import LOG, Handler
+from serve.engine import Canvas, Event
+
+_STEPS = (1, 2, 4, 6, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 64, 128)
+_TOKENS = (1, 4, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072, 262144)
+_SECONDS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3, 6, 12, 25, 50, 100, 200, 400, 800)
+_SECONDS_PER_TOKEN = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2)
+
+
+class Metrics:
+    """The metrics of one server. Every method may be called from any thread."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._count_what_diffusion_does()
+        self._count_what_clients_see()
+        ProcessCollector(registry=self.registry)
+
+    def _count_what_diffusion_does(self) -> None:
+        to = self.registry
+        self._canvases = Counter("diffusion_canvases", "Canvases committed.", registry=to)
+        self._steps = Counter("diffusion_denoising_steps", "Denoising steps over all canvases.", registry=to)
+        self._committed = Counter(
+            "diffusion_committed_tokens", "Tokens of committed canvases, up to and with an end token.", registry=to
+        )
+        self._steps_per_canvas = Histogram(
+            "diffusion_steps_per_canvas", "Denoising steps that one canvas took.", registry=to, buckets=_STEPS
+        )
+        self._first_canvas, self._first_token = (
+            Histogram(name, f"From the request to its first committed canvas{more}.", registry=to, buckets=_SECONDS)
+            for name, more in (("time_to_first_canvas_seconds", ""), ("time_to_first_token_seconds", ", by NIM's name"))
+        )
+        self._per_token = Histogram(
+            "time_per_output_token_seconds",
+            "Time between two canvases of a reply, by the tokens of the second.",
+            registry=to,
+            buckets=_SECONDS_PER_TOKEN,
+        )
+
+    def _count_what_clients_see(self) -> None:
+        to = self.registry
+        self._requests = Counter("http_requests", "Answers; 499: the client left.", ["route", "status"], registry=to)
+        self._success = Counter("request_success", "Requests for text that were answered in full.", registry=to)
+        self._failure = Counter("request_failure", "Requests for text that failed or were given up.", registry=to)
+        self._prompt, self._generated = (
+            Counter(f"{name}_tokens", f"Tokens of {what}.", registry=to)
+            for name, what in (("prompt", "prompts"), ("generation", "replies"))
+        )
+        self._request_prompt, self._request_generated = (
+            Histogram(f"request_{name}_tokens", f"Tokens of one {what}.", registry=to, buckets=_TOKENS)
+            for name, what in (("prompt", "prompt"), ("generation", "reply"))
+        )
+        self._latency = Histogram(
+            "e2e_request_latency_seconds", "From a request for text to its last byte.", registry=to, buckets=_SECONDS
+        )
+
+    def follow(self, *, running: Callable[[], float], waiting: Callable[[], float], most: int) -> None:
+        """Asks for the state of the line at every reading; `most` requests may be open at once."""
+        for name, what, read in (
+            ("num_requests_running", "Requests the model works on.", running),
+            ("num_requests_waiting", "Requests that wait for the model.", waiting),
+            ("num_request_max", "Requests that may be open; more are answered 429.", lambda: most),
+        ):
+            Gauge(name, what, registry=self.registry).set_function(read)
+
+    def watch(self, events: Generator[Event, None, None], asked: float) -> Generator[Event, None, None]:
+        """The events of one reply, counted as they pass; `asked` is when its request came (`time.monotonic`)."""
+        with contextlib.closing(events):
+            previous: float | None = None
+            for event in events:
+                if isinstance(event, Canvas):
+                    now = time.monotonic()
+                    self._add_canvas(event, now - asked if previous is None else None, now - (previous or now))
+                    previous = now
+                yield event
+
+    def _add_canvas(self, canvas: Canvas, first: float | None, since_previous: float) -> None:
+        self._canvases.inc()
+        self._steps.inc(canvas.steps)
+        self._committed.inc(len(canvas.tokens))
+        self._steps_per_canvas.observe(canvas.steps)
+        if first is not None:
+            self._first_canvas.observe(first)
+            self._first_token.observe(first)
+        elif canvas.tokens:
+            self._per_token.observe(since_previous / len(canvas.tokens))
+
+    def add_request(self, route: str, status: int, seconds: float, noted: dict[str, object]) -> None:
+        """One answered request; what its handler noted for the log says whether it was one for text."""
+        self._requests.labels(route, str(status)).inc()
+        prompt, generated = noted.get("prompt_tokens"), noted.get("completion_tokens")
+        if not isinstance(prompt, int) or not isinstance(generated, int):
+            return
+        (self._success if status == 200 and "error" not in noted else self._failure).inc()
+        self._latency.observe(seconds)
+        for tokens, total, each in (
+            (prompt, self._prompt, self._request_prompt),
+            (generated, self._generated, self._request_generated),
+        ):
+            total.inc(tokens)
+            each.observe(tokens)
+
+
+METRICS = web.AppKey("metrics", Metrics)
+
+
+@web.middleware
+async def count_requests(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Counts every request under its route; what no route takes is counted together."""
+    start, status = time.monotonic(), 499
+    try:
+        response = await handler(request)
+        status = response.status
+        return response
+    finally:
+        resource = request.match_info.route.resource
+        route = resource.canonical if resource else "none"
+        request.app[METRICS].add_request(route, status, time.monotonic() - start, request[LOG])
+
+
+async def metrics(request: web.Request) -> web.Response:
+    """`GET /metrics` and `GET /v1/metrics`: in the text format that the reader asks for."""
+    encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+    return web.Response(body=encode(request.app[METRICS].registry), headers={"Content-Type": content_type})

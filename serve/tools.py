@@ -1,0 +1,101 @@
+"""Tools of a chat request: which functions the model is told of, and which result answers which call.
+
+The chat format has no call ids: results follow calls in the calls' order. Clients may send them in any order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+from serve.bodies import unsupported
+from serve.errors import InvalidRequestError
+from serve.messages import AssistantMessage, Message, ToolMessage
+from serve.schema import ChatRequest
+
+UNDECLARED = 0
+"""How many calls a reply may have when no tools are declared: what looks like one is what the model had to say."""
+
+
+def declared(request: ChatRequest) -> list[dict[str, Any]] | None:
+    """The tools that the model may call, as OpenAI writes them; None where there are none.
+
+    With `tool_choice: "none"` the model does not hear of them.
+
+    Raises:
+        InvalidRequestError: a choice that is not done yet, or two tools of one name.
+    """
+    if request.tool_choice not in ("auto", "none"):
+        raise unsupported('Any `tool_choice` but "auto" and "none"', "tool_choice")
+    names = [tool.function.name for tool in request.tools or ()]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise InvalidRequestError(
+                f"Two tools are named `{name}`", param=f"tools[{index}].function.name", code="invalid_value"
+            )
+    return None if request.tool_choice == "none" else msgspec.to_builtins(request.tools or None)
+
+
+def most_calls(request: ChatRequest) -> int | None:
+    """How many calls the reply may have; None: any number."""
+    if not request.tools or request.tool_choice == "none":
+        return UNDECLARED
+    return None if request.parallel_tool_calls else 1
+
+
+def in_order(messages: Sequence[Message]) -> Iterator[tuple[int, Message]]:
+    """The messages with their places in the request; results of tools in the order of their calls.
+
+    Raises:
+        InvalidRequestError: a result without its call, or a call without its result.
+    """
+    place = 0
+    while place < len(messages):
+        message = messages[place]
+        yield place, message
+        place += 1
+        results = _results(messages, place)
+        calls = message.tool_calls if isinstance(message, AssistantMessage) else None
+        if calls or results:
+            yield from _matched([call.id for call in calls or ()], results, place - 1)
+        place += len(results)
+
+
+def _results(messages: Sequence[Message], start: int) -> dict[int, ToolMessage]:
+    """The run of results from `start` on, by place."""
+    found: dict[int, ToolMessage] = {}
+    for place in range(start, len(messages)):
+        message = messages[place]
+        if not isinstance(message, ToolMessage):
+            break
+        found[place] = message
+    return found
+
+
+def _matched(calls: list[str], results: dict[int, ToolMessage], caller: int) -> list[tuple[int, ToolMessage]]:
+    if len(set(calls)) < len(calls):
+        raise InvalidRequestError(
+            "Two calls of one message have the same id", param=f"messages[{caller}].tool_calls", code="invalid_value"
+        )
+    answers: dict[str, int] = {}
+    for place, result in results.items():
+        if result.tool_call_id not in calls or result.tool_call_id in answers:
+            wanted = "one" if result.tool_call_id not in calls else "one result"
+            raise InvalidRequestError(
+                f"A result of a tool answers a call of the assistant message before it: wanted {wanted} with the id "
+                f"`{result.tool_call_id}`, found {'none' if wanted == 'one' else 'two'}",
+                param=f"messages[{place}].tool_call_id",
+                code="invalid_value",
+            )
+        answers[result.tool_call_id] = place
+    missing = [call for call in calls if call not in answers]
+    if missing:
+        raise InvalidRequestError(
+            "Each call needs its result, a message of role `tool`, right after this one: found none for "
+            + ", ".join(missing),
+            param=f"messages[{caller}].tool_calls",
+            code="invalid_value",
+        )
+    return [(answers[call], results[answers[call]]) for call in calls]

@@ -1,0 +1,158 @@
+"""A checkpoint that sees, behind the real server: files in, prompts with soft tokens out."""
+
+from __future__ import annotations
+
+import base64
+import io
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import av
+import jax
+import numpy as np
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+from PIL import Image
+from tiny_checkpoint import FRAME_TOKENS, FRAMES, SOFT_TOKENS, write_checkpoint
+
+from dgemma_jax.prompt.tokenizer import Tokenizer
+from serve.app import create_app
+from serve.checkpoint_engine import CheckpointEngine
+from serve.config import ServeConfig
+from serve.engine import Job, MediumError, PromptError
+
+URL = "/v1/chat/completions"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("seeing")
+    write_checkpoint(folder, positions=200, sees=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def engine(folder) -> CheckpointEngine:
+    return CheckpointEngine.load(folder, "float32")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder) -> Tokenizer:
+    return Tokenizer.from_folder(folder)
+
+
+def picture(width: int = 20, height: int = 20, shade: int = 90, form: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), (shade, 2 * shade, 10)).save(file, form)
+    return file.getvalue()
+
+
+def film() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "film.mp4"
+        with av.open(path, "w") as file:
+            stream: Any = file.add_stream("libx264", rate=2)
+            stream.width, stream.height, stream.pix_fmt = 32, 16, "yuv420p"
+            for shade in range(6):
+                file.mux(stream.encode(av.VideoFrame.from_image(Image.new("RGB", (32, 16), (40 * shade,) * 3))))
+            file.mux(stream.encode(None))
+        return path.read_bytes()
+
+
+def part(data: bytes, kind: str = "image", mime: str = "image/png") -> dict[str, Any]:
+    url = f"data:{mime};base64,{base64.b64encode(data).decode()}"
+    return {"type": f"{kind}_url", f"{kind}_url": {"url": url}}
+
+
+def render(engine: CheckpointEngine, *kinds: str) -> tuple[int, ...]:
+    content = [{"type": "text", "text": "See "}, *({"type": kind} for kind in kinds)]
+    return engine.render([{"role": "user", "content": content}], thinking=False)
+
+
+def test_an_image_becomes_its_soft_tokens_and_a_video_those_of_its_frames(engine, tokenizer):
+    assert engine.media == {"image", "video"}
+    media = [engine.read(picture(), "image", "auto"), engine.read(film(), "video", "auto")]
+    prompt = engine.expand(render(engine, "image", "video"), media)
+    assert prompt.tokens.count(tokenizer.token_id("<|image|>")) == SOFT_TOKENS + FRAMES * FRAME_TOKENS
+    assert prompt.tokens.count(tokenizer.token_id("<|image>")) == 1 + FRAMES
+    assert len(prompt.patches) == len(prompt.patch_positions) == 1 + FRAMES
+    assert "00:01" in tokenizer.decode(prompt.tokens)
+
+
+def test_what_is_seen_reaches_the_model(engine):
+    keys = []
+    for shade in (10, 120):
+        prompt = engine.expand(render(engine, "image"), [engine.read(picture(shade=shade), "image", "auto")])
+        images = {"patches": prompt.patches, "patch_positions": prompt.patch_positions}
+        *canvases, _ = engine.generate(Job(prompt=prompt.tokens, max_new_tokens=8, seed=3, **images))
+        wanted = engine._model.generate([prompt.tokens], max_new_tokens=8, seed=3, **images).tokens[0].tolist()
+        assert [token for canvas in canvases for token in canvas.tokens] == wanted
+        keys.append(jax.tree.leaves(engine._model.prefill([prompt.tokens], **images)))
+    assert any((np.asarray(one) != np.asarray(other)).any() for one, other in zip(*keys, strict=True))
+
+
+def test_pictures_of_every_shape_make_no_more_than_their_budget(engine):
+    for size in ((1, 1), (1, 500), (500, 1), (7, 300), (64, 48)):
+        prompt = engine.expand(render(engine, "image"), [engine.read(picture(*size), "image", "low")])
+        assert 1 <= int((prompt.patch_positions[0, :, 0] >= 0).sum()) // 4 <= SOFT_TOKENS
+        list(
+            engine.generate(
+                Job(
+                    prompt=prompt.tokens,
+                    max_new_tokens=8,
+                    seed=0,
+                    patches=prompt.patches,
+                    patch_positions=prompt.patch_positions,
+                )
+            )
+        )
+
+
+@pytest.mark.parametrize(
+    ("kind", "data"),
+    [
+        ("image", b""),
+        ("image", b"GIF89a"),
+        ("image", picture()[:60]),
+        ("video", picture()),
+        ("image", film()),
+        ("video", film()[:400]),
+    ],
+)
+def test_files_that_are_no_media_are_refused(engine, kind, data):
+    with pytest.raises(MediumError):
+        engine.read(data, kind, "auto")
+
+
+def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(engine):
+    file = io.BytesIO()
+    Image.new("1", (9000, 9000)).save(file, "PNG")
+    with pytest.raises(MediumError, match="too large"):
+        engine.read(file.getvalue(), "image", "auto")
+
+
+def test_a_template_that_leaves_media_out_is_a_prompt_error(engine, monkeypatch):
+    monkeypatch.setattr(engine._template, "encode", lambda *_, **__: [2, 3])
+    with pytest.raises(PromptError, match="leave one out"):
+        render(engine, "image")
+
+
+async def test_the_server_answers_about_pictures_and_videos_whole_and_streamed(engine):
+    app = create_app(engine, ServeConfig(served_model_name=("demo",), shutdown_seconds=0.2))
+    parts = [
+        part(picture(form="JPEG"), mime="image/jpeg"),
+        {"type": "text", "text": "?"},
+        part(film(), "video", "video/mp4"),
+    ]
+    body = {"model": "demo", "messages": [{"role": "user", "content": parts}], "max_tokens": 8, "seed": 1}
+    async with TestClient(TestServer(app)) as client:
+        whole = await client.post(URL, json=body)
+        assert whole.status == 200, await whole.text()
+        usage = (await whole.json())["usage"]
+        assert usage["prompt_tokens"] > SOFT_TOKENS + FRAMES * FRAME_TOKENS
+        streamed = await client.post(URL, json=body | {"stream": True})
+        assert (await streamed.text()).endswith("data: [DONE]\n\n")
+        broken = await client.post(URL, json=body | {"messages": [{"role": "user", "content": [part(b"GIF89a")]}]})
+        error = (await broken.json())["error"]
+        assert (broken.status, error["param"]) == (400, "messages[0].content[0].image_url")
