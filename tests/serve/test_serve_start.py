@@ -70,10 +70,9 @@ def test_a_wrong_flag_exits_with_2(flags, capsys):
 
 def test_a_wrong_folder_is_one_line_and_status_2(capsys, tmp_path):
     assert command.main(["--port", "0", "--checkpoint", str(tmp_path / "nothing")]) == 2
-    assert (
-        capsys.readouterr().err
-        == f"serve: --checkpoint {tmp_path}/nothing is not a folder, and not a name on the Hugging Face Hub as org/name\n"
-    )
+    said = capsys.readouterr().err
+    assert said.startswith(f"serve: --checkpoint {tmp_path}/nothing is not a folder")
+    assert len(said.splitlines()) == 1
 
 
 def test_a_checkpoint_that_cannot_be_loaded_is_one_line_and_status_2(capsys, monkeypatch):

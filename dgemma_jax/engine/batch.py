@@ -1,0 +1,174 @@
+"""The requests that are being denoised: one row of one cache for each, on the device.
+
+The batch is as small as its requests allow: 1, 2, 4, ... rows, and of few capacities, for which programs are
+compiled. It is rebuilt, layer by layer, when its size changes, so never more than one layer is there twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dgemma_jax import cache as kv
+from dgemma_jax import compiled
+from dgemma_jax.engine import programs
+from dgemma_jax.engine.memory import Budget
+from dgemma_jax.engine.plan import Plan
+from dgemma_jax.pretrained import Model
+from dgemma_jax.sampling.denoise import State
+from dgemma_jax.sampling.logprobs import TokenLogprob, of_row
+from dgemma_jax.sampling.options import SamplingOptions
+from dgemma_jax.sampling.settings import Settings
+from dgemma_jax.sampling.truncation import Truncation
+
+
+class Canvas(NamedTuple):
+    """A row after some steps: its latest prediction, the steps taken, whether it is done and still numbers."""
+
+    id: int
+    tokens: np.ndarray
+    step: int
+    done: bool
+    finite: bool
+
+
+@dataclasses.dataclass(eq=False)
+class _Row:
+    id: int
+    plan: Plan
+    length: int
+    """Tokens in the cache."""
+    settings: Settings
+    canvas: int = 0
+    fresh: bool = True
+
+
+class Batch:
+    """Methods are called by the engine's thread only."""
+
+    def __init__(self, model: Model, budget: Budget, apart: bool) -> None:
+        self._model = model
+        self._budget = budget
+        self._apart = apart
+        self._rows: list[_Row] = []  # row i of the cache belongs to the i-th; further rows are idle
+        self._cache: kv.Cache | None = None
+        self._state: State | None = None
+        self._changed = True
+        self._inputs: programs.Rows | None = None
+
+    def join(self, id: int, plan: Plan, cache: kv.Cache) -> None:
+        """Adds a request whose prompt is in a cache of one row, which is copied."""
+        # Hidden states are always kept: they cost little, and one program serves those who ask for log-probabilities.
+        settings = Settings.of(plan.generation, 1, SamplingOptions(logprobs=0))
+        row = _Row(id, plan, plan.length, jax.tree.map(np.asarray, settings))
+        self._shape([*self._rows, row])
+        self.write(id, cache)
+
+    def leave(self, id: int) -> None:
+        """Forgets a request. Its row is given up before the next step."""
+        staying = [row for row in self._rows if row.id != id]
+        if not staying:
+            self._rows, self._cache, self._state, self._changed = [], None, None, True
+        elif len(staying) < len(self._rows):
+            self._shape(staying)
+
+    def denoise(self, most: int) -> list[Canvas]:
+        """Takes at most so many steps, fewer when a canvas is done."""
+        self._grow()
+        assert self._cache is not None and self._state is not None
+        model = self._model
+        denoised = programs.denoise(
+            model.graphdef, model.params, self._cache, self._state, self._device_rows(), np.int32(most), self._apart
+        )
+        self._state = denoised.state
+        done_B, step_B, finite_B, argmax_BL = jax.device_get((*denoised[1:], denoised.state.argmax_BL))
+        if any(row.fresh for row in self._rows):
+            self._changed = True
+            for row in self._rows:
+                row.fresh = False
+        return [
+            Canvas(row.id, np.array(argmax_BL[i]), int(step_B[i]), bool(done_B[i]), bool(finite_B[i]))
+            for i, row in enumerate(self._rows)
+        ]
+
+    def logprobs(self, id: int, tokens: int, likeliest: int) -> tuple[TokenLogprob, ...]:
+        """Of the latest prediction of a row, for its first tokens."""
+        assert self._state is not None
+        scored = programs.score(self._model.graphdef, self._model.params, self._state, np.int32(self._index(id)))
+        return of_row(scored, 0, tokens, likeliest)
+
+    def commit(self, id: int, canvas_L: np.ndarray) -> None:
+        """Reads a finished canvas into its row's cache, causally, and starts the next one."""
+        self._grow()
+        row, model = self._rows[self._index(id)], self._model
+        tokens, count = jnp.asarray(canvas_L[None], jnp.int32), jnp.full(1, len(canvas_L), jnp.int32)
+        one = self.copy(id)
+        self.write(id, compiled.encode(model.graphdef, model.params, one, tokens, count, None))
+        row.length += len(canvas_L)
+        row.canvas += 1
+        row.fresh = self._changed = True
+
+    def copy(self, id: int) -> kv.Cache:
+        """The row's cache by itself."""
+        assert self._cache is not None
+        return programs.take(self._cache, np.int32(self._index(id)))
+
+    def _index(self, id: int) -> int:
+        return next(i for i, row in enumerate(self._rows) if row.id == id)
+
+    def write(self, id: int, cache: kv.Cache) -> None:
+        """Puts a cache of one row, copied, in the place of a row's own."""
+        assert self._cache is not None
+        if cache.capacity != self._cache.capacity:
+            cache = self._arranged(cache, [0], self._cache.capacity)
+        self._cache = programs.put(self._cache, cache, np.int32(self._index(id)))
+
+    def _grow(self) -> None:
+        """Makes room for one more canvas in every row. (A capacity that is no longer needed goes with its request.)"""
+        self._shape(self._rows)
+
+    def _shape(self, rows: Sequence[_Row]) -> None:
+        """Rebuilds the batch for these rows, new ones last, where the present one is not right for them."""
+        budget, config = self._budget, self._model.config
+        count = budget.rows(len(rows))
+        capacity = budget.capacity(max(row.length for row in rows) + config.canvas_length)
+        kept = [row for row in rows if row in self._rows]
+        order = [self._rows.index(row) for row in kept]
+        self._changed |= [row.id for row in rows] != [row.id for row in self._rows]
+        if self._cache is None:
+            self._cache = kv.empty(config.text, count, capacity, self._model.dtype)
+        elif (len(self._cache.length_B), self._cache.capacity, order) != (count, capacity, list(range(len(kept)))):
+            padded = (order + [0] * count)[:count]
+            self._cache = self._arranged(self._cache, padded, capacity, consume=True)
+            if self._state is not None:
+                self._state = programs.pick(self._state, np.asarray(padded, np.int32))
+        self._rows = list(rows)
+        if self._state is None:
+            self._state = programs.blank(self._model.graphdef, self._model.params, self._device_rows())
+
+    def _arranged(self, cache: kv.Cache, order: list[int], capacity: int, *, consume: bool = False) -> kv.Cache:
+        return programs.arrange(cache, order, capacity, self._model.config.text.sliding_window, consume=consume)
+
+    def _device_rows(self) -> programs.Rows:
+        """What the programs read of the rows; made anew only when something changed."""
+        if self._changed or self._inputs is None:
+            rows, idle = self._rows, self._budget.rows(len(self._rows)) - len(self._rows)
+            padded = rows + rows[:1] * idle
+            settings = jax.tree.map(
+                lambda *values: jnp.asarray(np.concatenate(values)), *(row.settings for row in padded)
+            )
+            truncation = Truncation.of([row.plan.request.options for row in padded])
+            self._inputs = programs.Rows(
+                settings=dataclasses.replace(settings, truncation=truncation),
+                seed_B2=jnp.asarray(np.concatenate([row.plan.seed_12 for row in padded])),
+                canvas_B=jnp.asarray([row.canvas for row in padded], jnp.int32),
+                fresh_B=jnp.asarray([row.fresh for row in padded]),
+                running_B=jnp.arange(len(padded)) < len(rows),
+            )
+            self._changed = False
+        return self._inputs

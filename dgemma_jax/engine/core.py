@@ -1,0 +1,217 @@
+"""The engine's heart: requests in, events out, one unit of work at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+from dgemma_jax.engine.batch import Canvas
+from dgemma_jax.engine.device import Device
+from dgemma_jax.engine.events import Draft, EngineDeadError, Event, Failed, Prefilled, QueueFullError, Request
+from dgemma_jax.engine.plan import Plan
+from dgemma_jax.engine.scheduler import Commit, Denoise, Read, Scheduler
+from dgemma_jax.generate import CanvasCommitted, Finished, cut
+
+logger = logging.getLogger(__name__)
+Events = list[tuple[int, Event]]
+
+
+@dataclasses.dataclass
+class _Open:
+    plan: Plan
+    produced: list[int] = dataclasses.field(default_factory=list)
+    canvases: int = 0
+    canvas: Canvas | None = None
+    """The latest of its canvas: under way, or done and waiting for its commit. None before the first step."""
+    due: int = 0
+    """The step of its canvas after which the next draft is due; 0 without drafts and while the prompt is read."""
+
+
+class Core:
+    """The engine without a thread of its own: `submit` and `cancel` on any thread, `step` on one.
+
+    A request fails alone where its own prompt is read, or where its canvas is no longer numbers. Any other error is a
+    crash: all open requests fail, and the engine takes no more.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        *,
+        steps: int = 1,
+        max_queue: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._device = device
+        self._scheduler = Scheduler(device.budget.fits, steps)
+        self._max_queue = max_queue
+        self._clock = clock
+        self._ids = itertools.count()
+        self._open: dict[int, _Open] = {}
+        self._events: Events = []
+        self._lock = threading.Lock()  # guards the three below, which other threads write
+        self._arrived: deque[tuple[int, Plan, float]] = deque()
+        self._cancelled: deque[int] = deque()
+        self._dead: Exception | None = None
+
+    @property
+    def error(self) -> Exception | None:
+        """Why the engine takes no more requests; None while it lives."""
+        return self._dead
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the line."""
+        return self._scheduler.waiting + len(self._arrived)
+
+    @property
+    def running(self) -> int:
+        """Requests being read or denoised."""
+        return self._scheduler.running
+
+    @property
+    def busy(self) -> bool:
+        """Whether `step` has anything to do."""
+        return self._dead is None and (not self._scheduler.idle or bool(self._arrived))
+
+    def submit(self, request: Request) -> int:
+        """Puts a request in the line and returns its id.
+
+        Raises:
+            ValueError: as `dgemma_jax.stream`; RefusedError for one that can never fit, with the numbers.
+            QueueFullError: as many wait as may.
+            EngineDeadError: the engine has crashed or is closed.
+        """
+        self._check_alive()
+        plan = self._device.plan(request)
+        until = float("inf") if request.timeout is None else self._clock() + request.timeout
+        with self._lock:
+            self._check_alive()
+            taken = self.waiting + self.running
+            if self._max_queue is not None and taken >= self._device.budget.slots + self._max_queue:
+                raise QueueFullError(f"{taken} requests are open already; this engine takes no more")
+            id = next(self._ids)
+            self._arrived.append((id, plan, until))
+        return id
+
+    def cancel(self, id: int) -> None:
+        """Ends a request, before the next unit of work: no more events. Unknown and ended ones are no error."""
+        with self._lock:
+            self._cancelled.append(id)
+
+    def step(self) -> Events:
+        """One unit of work, and what happened."""
+        if self._dead is None:
+            try:
+                self._step()
+            except Exception as error:
+                logger.exception("the engine crashed")
+                self.kill(error)
+        events, self._events = self._events, []
+        return events
+
+    def kill(self, error: Exception) -> None:
+        """Takes no more requests and fails the open ones; the next `step` tells. On the engine's thread."""
+        with self._lock:
+            self._dead = error
+            arrived = [id for id, *_ in self._arrived if id not in self._cancelled]
+            self._arrived.clear()
+        for id in (*self._open, *arrived):
+            self._tell(id, Failed(self._death()))
+        self._open.clear()
+
+    def _step(self) -> None:
+        self._take_in()
+        match self._scheduler.next():
+            case Read(id):
+                self._read(id)
+            case Commit(id):
+                canvas = self._open[id].canvas
+                assert canvas is not None
+                self._device.commit(id, canvas.tokens)
+            case Denoise(most):
+                self._denoise(most)
+
+    def _tell(self, id: int, event: Event) -> None:
+        self._events.append((id, event))
+
+    def _take_in(self) -> None:
+        """What other threads and the clock brought: arrivals, cancellations, requests that are too late."""
+        with self._lock:
+            for id, plan, until in self._arrived:
+                self._open[id] = _Open(plan)
+                self._scheduler.add(id, plan.longest, until)
+            cancelled = list(self._cancelled)
+            self._arrived.clear()
+            self._cancelled.clear()
+        for id in cancelled:
+            self._end(id)
+        for id in self._scheduler.expired(self._clock()):
+            self._end(id)
+            self._tell(id, Failed(TimeoutError("the request took longer than it was given")))
+
+    def _read(self, id: int) -> None:
+        plan = self._open[id].plan
+        try:
+            prefilled: Prefilled | None = self._device.read(id, plan)
+        except Exception as error:
+            logger.warning("a prompt could not be read", exc_info=error)
+            self._end(id)
+            self._tell(id, Failed(error))
+            return
+        if prefilled is not None:
+            self._scheduler.read(id)
+            self._open[id].due = plan.request.draft_every
+            self._tell(id, prefilled)
+
+    def _denoise(self, most: int) -> None:
+        dues = [one.due - self._step_of(one) for one in self._open.values() if one.due]
+        for canvas in self._device.denoise(min([most, *dues])):
+            one = self._open[canvas.id]
+            one.canvas = canvas
+            if not canvas.finite:
+                self._end(canvas.id)
+                self._tell(canvas.id, Failed(ArithmeticError("the model's numbers are no longer finite")))
+            elif canvas.done:
+                self._finish_canvas(one, canvas)
+            elif one.due and canvas.step >= one.due:
+                one.due += one.plan.request.draft_every
+                self._tell(canvas.id, Draft(tuple(canvas.tokens.tolist()), canvas.step))
+
+    def _step_of(self, one: _Open) -> int:
+        return 0 if one.canvas is None or one.canvas.done else one.canvas.step
+
+    def _finish_canvas(self, one: _Open, canvas: Canvas) -> None:
+        generation, options = one.plan.generation, one.plan.request.options
+        room = generation.max_new_tokens - len(one.produced)
+        new = cut(canvas.tokens, room, generation.eos_token_ids)
+        scores = None if options.logprobs is None else self._device.logprobs(canvas.id, len(new), options.logprobs)
+        self._tell(canvas.id, CanvasCommitted(tuple(new), canvas.step, scores))
+        one.produced += new
+        one.canvases += 1
+        one.due = one.plan.request.draft_every
+        ended = one.produced[-1] in generation.eos_token_ids
+        if not ended and one.canvases < one.plan.canvases:
+            self._scheduler.done(canvas.id)
+        else:
+            self._end(canvas.id)
+            self._tell(canvas.id, Finished("stop" if ended else "length"))
+
+    def _end(self, id: int) -> None:
+        if self._open.pop(id, None) is not None:
+            self._scheduler.remove(id)
+            self._device.leave(id)
+
+    def _check_alive(self) -> None:
+        if self._dead is not None:
+            raise self._death()
+
+    def _death(self) -> EngineDeadError:
+        dead = EngineDeadError(f"the engine has stopped: {self._dead}")
+        dead.__cause__ = self._dead
+        return dead

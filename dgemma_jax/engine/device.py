@@ -1,0 +1,98 @@
+"""What the engine needs from a device, and the real one. Tests bring one whose answers can be computed by hand."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from dgemma_jax.engine.batch import Batch, Canvas
+from dgemma_jax.engine.events import Prefilled, Request
+from dgemma_jax.engine.memory import Budget
+from dgemma_jax.engine.plan import Plan, plan
+from dgemma_jax.engine.prefix import Entry, PrefixStore
+from dgemma_jax.engine.reading import Reading
+from dgemma_jax.pretrained import Model
+from dgemma_jax.sampling.logprobs import TokenLogprob
+
+
+class Device(Protocol):
+    """`plan` may be called on any thread, all else on the engine's. A request is named by its id."""
+
+    budget: Budget
+
+    def plan(self, request: Request) -> Plan:
+        """Checks a request. Raises ValueError."""
+
+    def read(self, id: int, plan: Plan) -> Prefilled | None:
+        """One unit of work on a prompt; the last one puts the request into the batch and returns the count of tokens.
+
+        Prompts are read one after another. An error concerns this request alone.
+        """
+
+    def denoise(self, most: int) -> list[Canvas]:
+        """Steps of all requests in the batch, at most so many, until one of their canvases is done."""
+
+    def logprobs(self, id: int, tokens: int, likeliest: int) -> tuple[TokenLogprob, ...]:
+        """Of the first tokens of a canvas that is done."""
+
+    def commit(self, id: int, canvas_L: np.ndarray) -> None:
+        """Reads a canvas that is done, and starts the next one."""
+
+    def leave(self, id: int) -> None:
+        """Frees what a request holds, whether it is being read or in the batch."""
+
+
+class ModelDevice:
+    """Implements `Device` over a model."""
+
+    def __init__(self, model: Model, budget: Budget, store: PrefixStore, apart: bool) -> None:
+        self.model = model
+        self.budget = budget
+        self.store = store
+        self.apart = apart
+        self._batch = Batch(model, budget, apart)
+        self._reading: tuple[int, Reading] | None = None
+        self._said: dict[int, list[np.ndarray]] = {}  # keys of the prompt and canvases that each row's cache holds
+
+    def plan(self, request: Request) -> Plan:
+        """As `Device.plan`. Raises RefusedError for a request that can never fit."""
+        made = plan(request, self.model.config, self.model.generation, self.budget.positions)
+        self.budget.check(made.longest)
+        return made
+
+    def read(self, id: int, plan: Plan) -> Prefilled | None:
+        """As `Device.read`."""
+        if self._reading is None:
+            self._reading = (id, Reading(self.model, plan, self.store))
+        reading = self._reading[1]
+        reading.step()
+        if not reading.complete:
+            return None
+        self._batch.join(id, plan, reading.cache)
+        reading.keep()
+        self._reading = None
+        self._said[id] = [plan.keys_T]
+        return Prefilled(plan.length, reading.cached)
+
+    def denoise(self, most: int) -> list[Canvas]:
+        """As `Device.denoise`."""
+        return self._batch.denoise(most)
+
+    def logprobs(self, id: int, tokens: int, likeliest: int) -> tuple[TokenLogprob, ...]:
+        """As `Device.logprobs`."""
+        return self._batch.logprobs(id, tokens, likeliest)
+
+    def commit(self, id: int, canvas_L: np.ndarray) -> None:
+        """As `Device.commit`."""
+        self._batch.commit(id, canvas_L)
+        self._said[id].append(canvas_L.astype(np.int64))
+
+    def leave(self, id: int) -> None:
+        """As `Device.leave`. What a conversation's next prompt may begin with is kept, where that may be reused."""
+        if self._reading is not None and self._reading[0] == id:
+            self._reading = None
+        said = self._said.pop(id, [])
+        if len(said) > 1 and self.store.reuse == "any":
+            self.store.put(Entry(self._batch.copy(id), np.concatenate(said), ()))
+        self._batch.leave(id)

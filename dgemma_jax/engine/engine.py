@@ -1,0 +1,218 @@
+"""`Engine`: many requests at once over one model, with or without a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from dgemma_jax.engine import offline, warm
+from dgemma_jax.engine.core import Core, Events
+from dgemma_jax.engine.device import Device, ModelDevice
+from dgemma_jax.engine.events import EngineDeadError, Event, Failed, Request
+from dgemma_jax.engine.memory import Budget, free_bytes
+from dgemma_jax.engine.prefix import PrefixStore, Reuse
+from dgemma_jax.generate import Finished
+from dgemma_jax.pretrained import Model
+
+Listener = Callable[[Event], None]
+logger = logging.getLogger(__name__)
+
+
+def model_device(
+    model: Model,
+    slots: int,
+    max_context: int | None,
+    kv_bytes: int | None,
+    prefix_bytes: int | None,
+    reuse: Reuse,
+    apart: bool,
+) -> ModelDevice:
+    """The device side of an `Engine`; see there."""
+    total = free_bytes() * 3 // 4 if kv_bytes is None else kv_bytes
+    kept = total // 3 if prefix_bytes is None else prefix_bytes
+    text = model.config.text
+    positions = min(max_context or text.max_position_embeddings, text.max_position_embeddings)
+    budget = Budget(total=total, slots=slots, positions=positions, text=text, dtype=model.dtype, fixed_rows=apart)
+    return ModelDevice(model, budget, PrefixStore(kept, reuse), apart)
+
+
+class Engine:
+    """Answers requests together, each as `dgemma_jax.stream` would alone.
+
+    Use it in one of two ways: `submit` and `step`, on a thread that the caller owns; or `stream`, `listen` and
+    `generate_many`, for which the engine starts a thread. `submit` and `cancel` may be called on any thread.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        slots: int = 8,
+        max_context: int | None = None,
+        kv_bytes: int | None = None,
+        prefix_bytes: int | None = None,
+        reuse: Reuse = "exact",
+        apart: bool = False,
+        steps: int = 1,
+        max_queue: int | None = None,
+    ) -> None:
+        """Takes no memory for keys and values before the first request.
+
+        Args:
+            model: what answers.
+            slots: canvases that are denoised together at most.
+            max_context: tokens of prompt and answer at most; None is the model's positions.
+            kv_bytes: for keys and values of requests that run. None: most of what the device has left.
+            prefix_bytes: for those of earlier prompts. None: a third of `kv_bytes`.
+            reuse: "exact", "any" or "off"; see `prefix.py`.
+            apart: compute each row alone, in the shapes of a batch of one. The answer is then the same in any
+                company to the last bit of every number, but a batch is no faster than its rows one after another.
+                Without it the numbers of a row may differ in their last bits between batch sizes.
+            steps: denoising steps between two looks at arrivals and cancellations, while no prompt is being read.
+            max_queue: requests that may wait beside those in slots; None is any number.
+        """
+        device = model_device(model, slots, max_context, kv_bytes, prefix_bytes, reuse, apart)
+        self._begin(device, steps, max_queue)
+
+    @classmethod
+    def over(cls, device: Device, *, steps: int = 1, max_queue: int | None = None) -> Engine:
+        """An engine over anything that behaves as a device."""
+        engine = cls.__new__(cls)
+        engine._begin(device, steps, max_queue)
+        return engine
+
+    def _begin(self, device: Device, steps: int, max_queue: int | None) -> None:
+        self._device = device
+        # What `generate_many` keeps open: enough that no slot waits for its next request, where there is a line.
+        self._ahead = device.budget.slots * (2 if max_queue is None else 1)
+        self._core = Core(device, steps=steps, max_queue=max_queue)
+        self._listeners: dict[int, Listener] = {}
+        self._changed = threading.Condition()  # guards the listeners and `_closing`; told of arrivals
+        self._closing = False
+        self._thread: threading.Thread | None = None
+
+    @property
+    def error(self) -> Exception | None:
+        """Why the engine takes no more requests; None while it lives."""
+        return self._core.error
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the line."""
+        return self._core.waiting
+
+    @property
+    def running(self) -> int:
+        """Requests being read or denoised."""
+        return self._core.running
+
+    def warm_up(self, progress: Callable[[str], None] = lambda line: None, *, truncation: bool = False) -> None:
+        """Compiles what requests would otherwise wait for; a line for every bucket. Before the first request.
+
+        `truncation`: what requests with `top_k` or `top_p` need, too.
+        """
+        assert isinstance(self._device, ModelDevice), "only a model has programs to compile"
+        warm.warm_up(self._device, progress, truncation)
+
+    def submit(self, request: Request) -> int:
+        """See `Core.submit`."""
+        return self._core.submit(request)
+
+    def cancel(self, id: int) -> None:
+        """Ends a request before the next unit of work; no more events."""
+        self._core.cancel(id)
+        with self._changed:
+            self._listeners.pop(id, None)
+
+    def step(self) -> Events:
+        """One unit of work, and what happened: pairs of id and event. For engines without a thread."""
+        if self._thread is not None:
+            raise RuntimeError("this engine has a thread, which takes its steps")
+        return self._core.step()
+
+    def run(self) -> Iterator[tuple[int, Event]]:
+        """Takes steps until every request is answered. For engines without a thread."""
+        while self._core.busy:
+            yield from self.step()
+
+    def listen(self, request: Request, listener: Listener) -> int:
+        """As `submit`, with events handed to `listener` on the engine's thread, which is started."""
+        with self._changed:
+            if self._closing:
+                raise EngineDeadError("the engine is closed")
+            id = self._core.submit(request)
+            self._listeners[id] = listener
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="dgemma-engine", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+        return id
+
+    async def stream(self, request: Request) -> AsyncIterator[Event]:
+        """The events of one request; the last is `Finished` or `Failed`. Leaving the loop early cancels it.
+
+        Raises:
+            ValueError, QueueFullError, EngineDeadError: as `submit`.
+        """
+        loop = asyncio.get_running_loop()
+        events: asyncio.Queue[Event] = asyncio.Queue()
+
+        def post(event: Event) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to read it
+                loop.call_soon_threadsafe(events.put_nowait, event)
+
+        id = self.listen(request, post)
+        try:
+            while True:
+                event = await events.get()
+                yield event
+                if isinstance(event, Finished | Failed):
+                    return
+        finally:
+            self.cancel(id)
+
+    def generate_many(
+        self, prompts: Iterable[Request | Sequence[int]], *, progress: bool = True, **settings: Any
+    ) -> list[offline.Answer]:
+        """Answers in the order of the prompts; see `offline.generate_many`. `settings` of prompts that are tokens."""
+        requests = [p if isinstance(p, Request) else Request(tokens=tuple(p), **settings) for p in prompts]
+        return offline.generate_many(self, requests, self._ahead, progress)
+
+    def close(self) -> None:
+        """Fails what is open and ends the thread. More than once is no error."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+        elif self._core.error is None:
+            self._core.kill(RuntimeError("the engine was closed"))
+
+    def _work(self) -> None:
+        while self._wait():
+            self._hand_out(self._core.step())
+        if self._core.error is None:
+            self._core.kill(RuntimeError("the engine was closed"))
+            self._hand_out(self._core.step())
+
+    def _wait(self) -> bool:
+        """Until there is work; False when there will be none any more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._core.busy or self._closing or self._core.error is not None)
+            return not self._closing and self._core.error is None
+
+    def _hand_out(self, events: Events) -> None:
+        for id, event in events:
+            with self._changed:
+                last = isinstance(event, Finished | Failed)
+                listener = self._listeners.pop(id, None) if last else self._listeners.get(id)
+            if listener is None:
+                continue
+            try:
+                listener(event)
+            except Exception:  # a listener's trouble is not the other requests'
+                logger.exception("a listener failed")

@@ -1,0 +1,99 @@
+"""A request, checked and laid out: what the engine will do for it. No device work."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+
+import numpy as np
+
+from dgemma_jax.buckets import PREFILL_CHUNK, chunks
+from dgemma_jax.config import GenerationConfig, ModelConfig
+from dgemma_jax.engine.events import RefusedError, Request
+from dgemma_jax.inputs import check_images, check_seeds, check_tokens
+
+Images = tuple[np.ndarray, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+    """keys_T: the prompt's tokens, those of images replaced by what the images are: equal keys, equal caches.
+    ends: where the passes over the prompt end. canvases: at most. longest: tokens in the cache at the very end."""
+
+    request: Request
+    generation: GenerationConfig
+    tokens_1T: np.ndarray
+    is_soft_1T: np.ndarray
+    images: Images | None
+    keys_T: np.ndarray
+    ends: tuple[int, ...]
+    seed_12: np.ndarray
+    canvases: int
+    longest: int
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt."""
+        return self.tokens_1T.shape[1]
+
+
+def plan(request: Request, config: ModelConfig, default: GenerationConfig, positions: int) -> Plan:
+    """Checks a request and cuts its prompt, as `Model.prefill` would.
+
+    Raises:
+        ValueError: as `Model.prefill` and `dgemma_jax.stream`; RefusedError where no canvas fits the positions.
+    """
+    tokens_1T = check_tokens("tokens", np.asarray([request.tokens]), config.text.vocab_size)
+    images = check_images(config, tokens_1T, request.patches, request.patch_positions)
+    generation = _generation(request, default)
+    length, canvas = tokens_1T.shape[1], config.canvas_length
+    fitting = (positions - length) // canvas
+    if fitting < 1:
+        raise RefusedError(
+            f"a prompt of {length} tokens leaves no room for a canvas of {canvas} "
+            f"in the {positions} positions of this engine"
+        )
+    canvases = min(-(-request.max_new_tokens // canvas), fitting)
+    is_soft_1T = np.zeros_like(tokens_1T, bool) if images is None else tokens_1T == config.image_token_id
+    spans = chunks(length, PREFILL_CHUNK, None if images is None else is_soft_1T)
+    return Plan(
+        request=request,
+        generation=generation,
+        tokens_1T=tokens_1T,
+        is_soft_1T=is_soft_1T,
+        images=images,
+        keys_T=_keys(tokens_1T[0], is_soft_1T[0], images),
+        ends=tuple(end for _, end in spans),
+        seed_12=check_seeds(request.seed, 1),
+        canvases=canvases,
+        longest=length + canvases * canvas,
+    )
+
+
+def _generation(request: Request, default: GenerationConfig) -> GenerationConfig:
+    generation = dataclasses.replace(request.generation or default, max_new_tokens=request.max_new_tokens)
+    if generation.stability_threshold != default.stability_threshold:
+        raise ValueError(
+            f"stability_threshold must be the checkpoint's {default.stability_threshold} for all requests of an "
+            f"engine, found {generation.stability_threshold}"
+        )
+    if request.draft_every < 0:
+        raise ValueError(f"draft_every must not be negative (0 is never), found {request.draft_every}")
+    return generation
+
+
+def _keys(tokens_T: np.ndarray, is_soft_T: np.ndarray, images: Images | None) -> np.ndarray:
+    """Negative numbers stand for images: eight words of a digest again and again, so that a few tokens identify it."""
+    keys_T = tokens_T.astype(np.int64)
+    if images is None:
+        return keys_T
+    starts = np.flatnonzero(is_soft_T & ~np.concatenate([[False], is_soft_T[:-1]]))
+    for start, patches_NP, positions_N2 in zip(starts, *images, strict=True):
+        run = int(np.argmin(np.append(is_soft_T[start:], False)))
+        # Padding is no part of an image: the same image may come in arrays of different length.
+        real_N = np.any(positions_N2 != -1, axis=-1)
+        digest = hashlib.blake2b(patches_NP[real_N].tobytes())
+        digest.update(positions_N2[real_N].tobytes())
+        words = np.frombuffer(digest.digest(), np.int64)
+        keys_T[start : start + run] = np.resize(-(words >> 1 & (2**62 - 1)) - 1, run)
+    return keys_T

@@ -1,0 +1,143 @@
+"""A device whose answers can be computed by hand, and what they are.
+
+A request's canvas is a hash of its prompt, its seed and every token it committed before; it takes a number of steps
+that follows from the same. So a mixed-up row, a canvas committed twice, or one not committed, changes the text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+
+import jax.numpy as jnp
+import numpy as np
+
+from dgemma_jax.config import GenerationConfig, ModelConfig, TextConfig
+from dgemma_jax.engine.batch import Canvas
+from dgemma_jax.engine.events import Event, Prefilled, Request
+from dgemma_jax.engine.memory import Budget
+from dgemma_jax.engine.plan import Plan, plan
+from dgemma_jax.generate import CanvasCommitted, Finished, cut
+from dgemma_jax.sampling.logprobs import TokenLogprob
+
+CONFIG = ModelConfig(
+    text=TextConfig(
+        vocab_size=50,
+        hidden_size=4,
+        intermediate_size=4,
+        moe_intermediate_size=4,
+        num_experts=1,
+        top_k_experts=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        num_global_key_value_heads=1,
+        head_dim=2,
+        global_head_dim=2,
+        layer_types=("sliding_attention", "full_attention"),
+        sliding_window=4,
+        max_position_embeddings=4096,
+    ),
+    vision=None,
+    canvas_length=4,
+)
+GENERATION = GenerationConfig(max_denoising_steps=9, eos_token_ids=(1,))
+BAD = 13
+"""A prompt that begins with this token cannot be read."""
+UNLUCKY = 17
+"""One that begins with this is no longer a number after its second step."""
+
+
+def canvas_of(context: list[int], seed: int) -> tuple[list[int], int]:
+    """The canvas after these tokens, and the steps it takes."""
+    number = zlib.crc32(repr((context, seed)).encode())
+    return [(number >> 3 * i) % 50 for i in range(CONFIG.canvas_length)], 1 + number % GENERATION.max_denoising_steps
+
+
+def answer(request: Request) -> list[Event]:
+    """What a request's events must be, drafts and prefill aside."""
+    made = plan(request, CONFIG, GENERATION, CONFIG.text.max_position_embeddings)
+    context, produced, events = list(request.tokens), [], []
+    for _ in range(made.canvases):
+        canvas, steps = canvas_of(context, request.seed)
+        new = cut(np.asarray(canvas), request.max_new_tokens - len(produced), GENERATION.eos_token_ids)
+        produced += new
+        context += canvas
+        events.append(CanvasCommitted(tuple(new), steps))
+        if new[-1] in GENERATION.eos_token_ids:
+            return [*events, Finished("stop")]
+    return [*events, Finished("length")]
+
+
+@dataclasses.dataclass
+class _Row:
+    plan: Plan
+    context: list[int]
+    canvas: list[int] = dataclasses.field(default_factory=list)
+    last: int = 0
+    step: int = 0
+    done: bool = False
+
+    def start(self) -> _Row:
+        """The next canvas."""
+        self.canvas, self.last = canvas_of(self.context, self.plan.request.seed)
+        self.step, self.done = 0, False
+        return self
+
+
+class HandDevice:
+    """Implements `Device`. Says in `log` what it did, and complains about what a device must not be asked."""
+
+    def __init__(self, slots: int = 3, total: int = 10**9) -> None:
+        self.budget = Budget(total=total, slots=slots, positions=4096, text=CONFIG.text, dtype=jnp.dtype("float32"))
+        self.rows: dict[int, _Row] = {}
+        self.reading: tuple[int, int] | None = None
+        self.log: list[str] = []
+        self.crash = False
+
+    def plan(self, request: Request) -> Plan:
+        made = plan(request, CONFIG, GENERATION, self.budget.positions)
+        self.budget.check(made.longest)
+        return made
+
+    def read(self, id: int, plan: Plan) -> Prefilled | None:
+        current, passes = self.reading or (id, 0)
+        assert current == id, "one prompt at a time"
+        self.log.append(f"read {id}")
+        if plan.request.tokens[0] == BAD:
+            raise ValueError("this prompt cannot be read")
+        self.reading = (id, passes + 1)
+        if passes + 1 < len(plan.ends):
+            return None
+        self.reading = None
+        self.rows[id] = _Row(plan, list(plan.request.tokens)).start()
+        assert self.budget.fits([row.plan.longest for row in self.rows.values()]), "more than fits"
+        return Prefilled(plan.length, 0)
+
+    def denoise(self, most: int) -> list[Canvas]:
+        if self.crash:
+            raise RuntimeError("out of order")
+        assert most >= 1 and self.rows and not any(row.done for row in self.rows.values())
+        steps = min(most, *(row.last - row.step for row in self.rows.values()))
+        self.log.append(f"denoise {steps}")
+        return [self._canvas(id, row, steps) for id, row in self.rows.items()]
+
+    def _canvas(self, id: int, row: _Row, steps: int) -> Canvas:
+        row.step += steps
+        row.done = row.step == row.last
+        finite = not (row.plan.request.tokens[0] == UNLUCKY and row.step >= 2)
+        return Canvas(id, np.asarray(row.canvas), row.step, row.done, finite)
+
+    def logprobs(self, id: int, tokens: int, likeliest: int) -> tuple[TokenLogprob, ...]:
+        raise AssertionError("nobody asked")
+
+    def commit(self, id: int, canvas_L: np.ndarray) -> None:
+        row = self.rows[id]
+        assert row.done, "only what is done is committed"
+        self.log.append(f"commit {id}")
+        row.context += canvas_L.tolist()
+        row.start()
+
+    def leave(self, id: int) -> None:
+        self.rows.pop(id, None)
+        if self.reading is not None and self.reading[0] == id:
+            self.reading = None

@@ -1,0 +1,201 @@
+"""The engine over a device that is computed by hand: whatever comes when, every request gets its own answer."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from engine.hand_device import BAD, UNLUCKY, HandDevice, answer
+
+from dgemma_jax.engine.core import Core
+from dgemma_jax.engine.events import (
+    Draft,
+    EngineDeadError,
+    Event,
+    Failed,
+    Prefilled,
+    QueueFullError,
+    RefusedError,
+    Request,
+)
+from dgemma_jax.generate import CanvasCommitted, Finished
+
+Log = dict[int, list[Event]]
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def run(core: Core, log: Log | None = None) -> Log:
+    log = {} if log is None else log
+    for _ in range(100_000):
+        if not core.busy:
+            return log
+        for id, event in core.step():
+            log.setdefault(id, []).append(event)
+    raise AssertionError("the engine never ends")
+
+
+def text(events: list[Event]) -> list[Event]:
+    return [event for event in events if isinstance(event, CanvasCommitted | Finished)]
+
+
+def request(first: int = 5, length: int = 3, **fields: object) -> Request:
+    return Request(tokens=(first,) * length, **fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_every_request_gets_its_own_answer_whatever_comes_when(seed: int) -> None:
+    rng = random.Random(seed)
+    device, clock = HandDevice(slots=rng.randint(1, 5), total=rng.choice([10**9, 120_000])), Clock()
+    core = Core(device, steps=rng.randint(1, 4), max_queue=None, clock=clock)
+    wanted: dict[int, Request] = {}
+    cancelled: dict[int, int] = {}
+    log: Log = {}
+    for _ in range(rng.randint(20, 120)):
+        if rng.random() < 0.2:
+            length = rng.choice([1, 3, 40] * 4 + [1500])
+            tokens = tuple(rng.randrange(20) for _ in range(length))
+            one = Request(
+                tokens=tokens,
+                max_new_tokens=rng.randint(1, 30),
+                seed=rng.randrange(3),
+                draft_every=rng.choice([0, 0, 1, 3]),
+                timeout=rng.choice([None, 3.0]),
+            )
+            wanted[core.submit(one)] = one
+        if wanted and rng.random() < 0.05:
+            id = rng.choice(list(wanted))
+            core.cancel(id)
+            cancelled.setdefault(id, len(log.get(id, [])))
+        clock.now += rng.choice([0.0, 0.1])
+        for id, event in core.step():
+            log.setdefault(id, []).append(event)
+    run(core, log)
+    assert not device.rows and device.reading is None, "all is freed"
+    for id, one in wanted.items():
+        events, whole = log.get(id, []), answer(one)
+        if id in cancelled:
+            assert len(events) == cancelled[id], "no event after a cancellation"
+            assert text(events) == whole[: len(text(events))]
+        elif isinstance(events[-1], Failed):
+            assert one.timeout or one.tokens[0] in (BAD, UNLUCKY)
+            assert text(events) == whole[: len(text(events))]
+        else:
+            assert text(events) == whole and isinstance(events[0], Prefilled)
+
+
+def test_a_long_prompt_delays_running_canvases_by_one_pass_at_a_time() -> None:
+    device = HandDevice()
+    core = Core(device, steps=4, max_queue=None)
+    core.submit(request(max_new_tokens=400))
+    core.step()
+    core.submit(request(6, 4000, max_new_tokens=4))
+    run(core)
+    work = "".join(entry[0] for entry in device.log if not entry.startswith("commit"))
+    assert work.count("r") == 5
+    assert "rr" not in work.removeprefix("r"), "between two passes there is a step"
+    assert "denoise 1" in device.log
+
+
+def test_a_canvas_that_is_done_does_not_wait_for_the_slowest() -> None:
+    device = HandDevice(slots=2)
+    core = Core(device, steps=9, max_queue=None)
+    first, second = (core.submit(request(t, max_new_tokens=40)) for t in (5, 7))
+    log = run(core)
+    order = [entry for entry in device.log if entry.startswith("commit")]
+    assert {f"commit {first}", f"commit {second}"} == set(order)
+    for before, entry in zip(device.log, device.log[1:], strict=False):
+        assert not entry.startswith("commit") or before.startswith(("denoise", "commit")), "at once"
+    assert text(log[first]) == answer(request(5, max_new_tokens=40))
+
+
+def test_nobody_overtakes_the_first_of_the_line() -> None:
+    """Three rows of 512 positions fit, a row of 2048 only alone: the small ones behind it wait."""
+    probe = HandDevice(slots=4)
+    device = HandDevice(slots=4, total=probe.budget.needs([2048]))
+    core = Core(device, steps=4, max_queue=None)
+    ids = [core.submit(request(5, n, max_new_tokens=4)) for n in (3, 1500, 3)]
+    log: Log = {}
+    order = [id for id, event in _events(core, log) if isinstance(event, Prefilled)]
+    assert order == ids
+
+
+def _events(core: Core, log: Log) -> list[tuple[int, Event]]:
+    events = []
+    while core.busy:
+        events += core.step()
+    return events
+
+
+def test_drafts_come_as_often_as_asked() -> None:
+    device = HandDevice()
+    core = Core(device, steps=9, max_queue=None)
+    one = request(5, max_new_tokens=40, draft_every=2)
+    id = core.submit(one)
+    events = run(core)[id]
+    expected: list[int] = []
+    for event in answer(one)[:-1]:
+        assert isinstance(event, CanvasCommitted)
+        expected += range(2, event.steps, 2)
+    assert [event.step for event in events if isinstance(event, Draft)] == expected != []
+
+
+def test_a_request_fails_alone() -> None:
+    core = Core(HandDevice(), steps=4, max_queue=None)
+    good, bad, unlucky = (core.submit(request(t, max_new_tokens=20)) for t in (5, BAD, UNLUCKY))
+    log = run(core)
+    assert text(log[good]) == answer(request(5, max_new_tokens=20))
+    (failed,) = log[bad]
+    assert isinstance(failed, Failed) and str(failed.error) == "this prompt cannot be read"
+    assert isinstance(log[unlucky][-1], Failed) and isinstance(log[unlucky][-1].error, ArithmeticError)
+    assert core.error is None
+
+
+def test_a_crash_fails_what_is_open_and_the_engine_takes_no_more() -> None:
+    device = HandDevice(slots=1)
+    core = Core(device, steps=4, max_queue=None)
+    ids = [core.submit(request()) for _ in range(3)]
+    core.step()
+    device.crash = True
+    last = {id: event for id, event in core.step() if isinstance(event, Failed)}
+    assert list(last) == ids
+    assert all(isinstance(event.error, EngineDeadError) for event in last.values())
+    with pytest.raises(EngineDeadError, match="out of order"):
+        core.submit(request())
+    assert not core.busy and core.step() == []
+
+
+def test_a_request_that_can_never_fit_is_refused_with_the_numbers() -> None:
+    probe = HandDevice()
+    core = Core(HandDevice(total=probe.budget.needs([512])), steps=4, max_queue=None)
+    with pytest.raises(RefusedError, match=r"a request of 604 tokens, .*, needs 98,496 bytes .* has 24,768"):
+        core.submit(request(5, 600, max_new_tokens=4))
+    with pytest.raises(RefusedError, match="a prompt of 4095 tokens leaves no room for a canvas of 4"):
+        core.submit(request(5, 4095))
+
+
+def test_the_line_is_bounded() -> None:
+    core = Core(HandDevice(slots=2), steps=4, max_queue=1)
+    ids = [core.submit(request()) for _ in range(3)]
+    with pytest.raises(QueueFullError, match="3 requests are open already"):
+        core.submit(request())
+    assert set(run(core)) == set(ids)
+    core.submit(request())
+
+
+def test_a_request_whose_time_is_over_fails_and_frees_its_row() -> None:
+    device, clock = HandDevice(slots=1), Clock()
+    core = Core(device, steps=1, max_queue=None, clock=clock)
+    late = core.submit(request(timeout=2.0, max_new_tokens=400))
+    patient = core.submit(request(timeout=30.0))
+    core.step()
+    clock.now = 2.0
+    log = run(core)
+    assert isinstance(log[late][-1], Failed) and isinstance(log[late][-1].error, TimeoutError)
+    assert text(log[patient]) == answer(request())

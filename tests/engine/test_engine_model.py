@@ -1,0 +1,205 @@
+"""The engine over tiny models: every answer is the one `stream` gives, token for token, whatever else is going on."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden import reading
+
+from dgemma_jax import CanvasCommitted, Engine, GenerationConfig, Model, Request, SamplingOptions, stream
+from dgemma_jax.engine import Answer, Draft, Failed, Prefilled
+from dgemma_jax.engine import plan as planning
+from dgemma_jax.engine import reading as passes
+
+SETTINGS = GenerationConfig(max_denoising_steps=5, entropy_bound=2.0, eos_token_ids=(3, 4, 5))
+CHUNK = 16
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_sizes() -> Iterator[None]:
+    """Prompts of many passes and caches of several capacities, within the 256 positions of a tiny model."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("dgemma_jax.pretrained", planning.__name__, passes.__name__):
+            patch.setattr(f"{module}.PREFILL_CHUNK", CHUNK)
+        patch.setattr("dgemma_jax.buckets.SMALLEST_CAPACITY", 64)
+        patch.setattr("dgemma_jax.buckets.PREFILL_BUCKETS", (CHUNK,))
+        yield
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def model(request: pytest.FixtureRequest) -> Model:
+    return dataclasses.replace(reading.model("window6", request.param, "all_experts"), generation=SETTINGS)
+
+
+def requests(count: int, seed: int) -> list[Request]:
+    """Of all lengths, with settings of their own; some begin alike."""
+    rng = random.Random(seed)
+    shared = [rng.randrange(6, 70) for _ in range(40)]
+    made = []
+    for index in range(count):
+        own = [rng.randrange(6, 70) for _ in range(rng.randint(1, 30))]
+        made.append(
+            Request(
+                tokens=tuple((shared if index % 3 == 0 else []) + own),
+                max_new_tokens=rng.randint(1, 40),
+                seed=rng.randrange(2**64),
+                generation=dataclasses.replace(
+                    SETTINGS, max_denoising_steps=rng.randint(1, 6), t_max=rng.uniform(0.5, 2.0)
+                ),
+                draft_every=rng.choice([0, 0, 2]),
+            )
+        )
+    return made
+
+
+def alone(model: Model, one: Request) -> Answer:
+    """The plain path's answer."""
+    answer = Answer()
+    images = {"patches": one.patches, "patch_positions": one.patch_positions}
+    generation = one.generation or model.generation
+    for event in stream(
+        model, one.tokens, max_new_tokens=one.max_new_tokens, seed=one.seed, generation=generation, **images
+    ):
+        answer = answer.after(event)
+    return answer
+
+
+def plain(answers: list[Answer]) -> list[Answer]:
+    """Answers without what the plain path does not know."""
+    return [dataclasses.replace(answer, cached_tokens=0) for answer in answers]
+
+
+def test_the_engine_answers_as_the_plain_path_does(model: Model) -> None:
+    wanted = requests(12, seed=1)
+    expected = [alone(model, one) for one in wanted]
+    engine = Engine(model, slots=2)
+    assert plain(engine.generate_many(wanted, progress=False)) == expected
+    backwards = engine.generate_many(wanted[::-1], progress=False)
+    assert plain(backwards) == expected[::-1]
+    assert all(answer.cached_tokens for answer in backwards), "the second time every prompt is known"
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    model = dataclasses.replace(reading.model("window6", backend="all_experts"), generation=SETTINGS)
+    made = Engine(model, slots=2, prefix_bytes=200_000)
+    yield made
+    made.close()
+
+
+def test_rows_apart_answer_as_the_plain_path_does(engine: Engine) -> None:
+    model = engine._device.model  # type: ignore[attr-defined]
+    wanted = requests(5, seed=2)
+    engine = Engine(model, slots=2, apart=True, reuse="off", steps=3)
+    answers = engine.generate_many(wanted, progress=False)
+    assert answers == [alone(model, one) for one in wanted]
+    engine.close()
+
+
+def test_a_prompt_that_begins_as_an_earlier_one_reuses_its_whole_passes(engine: Engine) -> None:
+    start = tuple(range(6, 6 + 40))
+    ask = [Request(tokens=(*start, n), max_new_tokens=8) for n in (50, 51)]
+    first, second = (engine.generate_many([one], progress=False)[0] for one in ask)
+    assert (first.cached_tokens, second.cached_tokens) == (0, 2 * CHUNK)
+    assert engine.generate_many(ask[:1], progress=False)[0].cached_tokens == 41
+
+
+def test_any_reuse_takes_earlier_answers_along(engine: Engine) -> None:
+    loose = Engine(engine._device.model, slots=2, reuse="any")  # type: ignore[attr-defined]
+    start, image = (10, 11, 12), loose._device.model.config.image_token_id  # type: ignore[attr-defined]
+    no_end = dataclasses.replace(SETTINGS, eos_token_ids=())
+    (first,) = loose.generate_many([start], progress=False, max_new_tokens=24, seed=1, generation=no_end)
+    assert image not in first.tokens, "choose another seed: the next prompt must be one without images"
+    (second,) = loose.generate_many([(*start, *first.tokens, 9)], progress=False, max_new_tokens=8)
+    assert second.cached_tokens == 3 + 16, "two of the three canvases were committed"
+    loose.close()
+
+
+def test_memory_is_flat(engine: Engine) -> None:
+    def bytes_alive() -> int:
+        return sum(x.nbytes for x in jax.live_arrays())
+
+    wanted = [dataclasses.replace(one, max_new_tokens=9) for one in requests(40, seed=3)]
+    engine.generate_many(wanted, progress=False)
+    before = bytes_alive()
+    for _ in range(5):
+        engine.generate_many(wanted, progress=False)
+    assert abs(bytes_alive() - before) <= 40_000, "a prompt more or less in the prefix store"
+
+
+def test_options_are_each_requests_own(engine: Engine) -> None:
+    model = engine._device.model  # type: ignore[attr-defined]
+    asked = [SamplingOptions(), SamplingOptions(top_k=3, logprobs=2), SamplingOptions(logprobs=0)]
+    wanted = [Request(tokens=(9, 8, 7), max_new_tokens=12, seed=n, options=o) for n, o in enumerate(asked)]
+    for one, answer in zip(wanted, engine.generate_many(wanted, progress=False), strict=True):
+        expected = [
+            event
+            for event in stream(
+                model, one.tokens, max_new_tokens=12, seed=one.seed, generation=SETTINGS, options=one.options
+            )
+            if isinstance(event, CanvasCommitted)
+        ]
+        assert answer.tokens == sum((event.tokens for event in expected), ())
+        scores = [score for event in expected for score in event.logprobs or ()]
+        assert len(answer.logprobs) == len(scores)
+        for score, other in zip(answer.logprobs, scores, strict=True):
+            assert score.logprob == pytest.approx(other.logprob, abs=1e-5)
+            assert [token for token, _ in score.likeliest] == [token for token, _ in other.likeliest]
+
+
+def test_drafts_show_the_canvas_on_its_way(engine: Engine) -> None:
+    no_end = dataclasses.replace(SETTINGS, eos_token_ids=(), confidence_threshold=1e-9)
+    id = engine.listen(Request(tokens=(7,), max_new_tokens=8, generation=no_end, draft_every=2), (seen := []).append)
+    engine.generate_many([(8,)], progress=False, max_new_tokens=40, generation=no_end)
+    assert id >= 0 and isinstance(seen[0], Prefilled)
+    drafts = [event for event in seen if isinstance(event, Draft)]
+    assert [draft.step for draft in drafts] == [2, 4] and all(len(draft.tokens) == 8 for draft in drafts)
+
+
+@pytest.fixture(scope="module")
+def seeing() -> Model:
+    return dataclasses.replace(reading.model("causal_images", backend="all_experts"), generation=SETTINGS)
+
+
+def pictured(shade: float = 1.0) -> Request:
+    golden = reading.case("causal_images", "logits", "image_each")
+    images = reading.images(golden)
+    (tokens,) = golden["tokens"][:1].tolist()
+    count = len(images["patches"]) // len(golden["tokens"])
+    return Request(
+        tokens=tuple(tokens),
+        max_new_tokens=8,
+        patches=np.asarray(images["patches"][:count]) * np.float32(shade),
+        patch_positions=images["patch_positions"][:count],
+    )
+
+
+def test_images_are_answered_and_reused_as_the_plain_path_answers_them(seeing: Model) -> None:
+    engine = Engine(seeing, slots=2)
+    bright, dark, text = pictured(), pictured(0.5), Request(tokens=(5, 6, 7), max_new_tokens=8)
+    wanted = [bright, text, dark, bright]
+    answers = [engine.generate_many([one], progress=False)[0] for one in wanted]
+    assert plain(answers) == [alone(seeing, one) for one in wanted]
+    assert [answer.cached_tokens for answer in answers] == [0, 0, 0, len(bright.tokens)]
+    engine.close()
+
+
+def test_a_prompt_that_breaks_the_numbers_fails_alone(seeing: Model) -> None:
+    def poison(path: tuple[object, ...], x: jax.Array) -> jax.Array:
+        return x * jnp.nan if "projection_DW" in jax.tree_util.keystr(path) else x
+
+    broken = dataclasses.replace(seeing, params=jax.tree_util.tree_map_with_path(poison, seeing.params))
+    engine = Engine(broken, slots=2)
+    text = Request(tokens=(5, 6, 7), max_new_tokens=30)
+    failed, answer, after = engine.generate_many([pictured(), text, text], progress=False)
+    assert isinstance(failed.error, ArithmeticError)
+    assert answer.tokens == after.tokens == alone(seeing, text).tokens
+    assert engine.error is None and Failed(failed.error).error is failed.error
+    engine.close()
