@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 
 import pytest
 from engine.hand_device import BAD, HandDevice, answer
 
 from dgemma_jax.engine import Draft, Engine, EngineDeadError, Event, Failed, Prefilled, Request
+from dgemma_jax.engine.batch import Canvas
 from dgemma_jax.generate import CanvasCommitted, Finished
 
 
@@ -42,11 +44,22 @@ async def test_leaving_a_stream_frees_its_row() -> None:
     engine.close()
 
 
+class SlowDevice(HandDevice):
+    """Takes its time over every step, so that long requests are still open when the test goes on."""
+
+    def denoise(self, most: int) -> list[Canvas]:
+        time.sleep(0.005)
+        return super().denoise(most)
+
+
 async def test_a_crash_reaches_every_open_stream_and_the_next_request() -> None:
-    device = HandDevice(slots=2)
+    device = SlowDevice(slots=2)
     engine = Engine.over(device)
+    streams = [asyncio.create_task(read(engine, request(n, max_new_tokens=4000))) for n in range(2, 6)]
+    while engine.waiting + engine.running < 4:
+        await asyncio.sleep(0.001)
     device.crash = True
-    for events in await asyncio.gather(*(read(engine, request(n)) for n in range(2, 6))):
+    for events in await asyncio.gather(*streams):
         assert isinstance(events[-1], Failed) and isinstance(events[-1].error, EngineDeadError)
     with pytest.raises(EngineDeadError, match="out of order"):
         await read(engine, request(5))
@@ -55,7 +68,7 @@ async def test_a_crash_reaches_every_open_stream_and_the_next_request() -> None:
 
 
 async def test_closing_fails_what_is_open_and_refuses_what_comes() -> None:
-    engine = Engine.over(HandDevice())
+    engine = Engine.over(SlowDevice())
     stream = engine.stream(request(5, max_new_tokens=4000))
     events = [await anext(stream)]
     engine.close()

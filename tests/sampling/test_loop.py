@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from golden import reading
-from tolerances import REORDERED
+from tolerances import LOGITS, REORDERED
 
 import dgemma_jax
 from dgemma_jax import compiled
@@ -146,7 +146,8 @@ def test_logprobs_are_of_the_last_step_each_canvas_took_at_temperature_1(model: 
     made = compiled.denoise_canvas(model.graphdef, model.params, cache, settings, SEEDS, CANVAS)
     found = made.logprobs
     wanted = -np.sort(-last)[..., :MOST_LOGPROBS]
-    np.testing.assert_allclose(found.logprob_BLQ, wanted, rtol=0, atol=REORDERED)
+    # Two programs, and the roundings of each step reach the next one through self-conditioning.
+    np.testing.assert_allclose(found.logprob_BLQ, wanted, rtol=0, atol=LOGITS)
     np.testing.assert_array_equal(found.likeliest_BLQ[..., 0], made.canvas_BL)
     np.testing.assert_array_equal(found.token_BL, found.logprob_BLQ[..., 0])
     np.testing.assert_allclose(np.take_along_axis(last, np.asarray(found.likeliest_BLQ), -1), wanted, atol=REORDERED)
