@@ -44,6 +44,7 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
     demo.add_argument("--out", type=Path, required=True, help="folder of the run; one that was stopped goes on")
     demo.add_argument("--steps", type=positive, default=12000, help="batches (default %(default)s)")
     demo.add_argument("--seed", type=int, default=0, help="of weights, data and noise (default %(default)s)")
+    demo.add_argument("--initial", type=Path, help="demo checkpoint to begin with, in place of random weights")
     demo.set_defaults(run=run_demo)
 
 
@@ -51,18 +52,23 @@ def run_demo(options: argparse.Namespace) -> int:
     """Trains into a folder of its own; what it saves on the way can be served at once."""
     from dgemma_jax.training.demo.run import DemoRun
     from dgemma_jax.training.demo.tokenizer import write_tokenizer
-    from dgemma_jax.training.run_folder import remember, require_same
+    from dgemma_jax.training.run_folder import copy_companions, fingerprint, remember, require_same
 
+    initial = None if options.initial is None else options.initial.absolute()
     settings = {"kind": "demo", "steps": options.steps, "seed": options.seed}
+    if initial is not None:
+        settings["initial"] = fingerprint(initial)
     require_same(options.out, settings)
     options.out.mkdir(parents=True, exist_ok=True)
+    if initial is not None:
+        copy_companions(initial, options.out)
     if not (options.out / "tokenizer.json").exists():
         print("train: learning the tokenizer", file=sys.stderr)
         write_tokenizer(options.out)
     if not (options.out / "chat_template.jinja").exists():
         shutil.copyfile(DEMO / "chat_template.jinja", options.out / "chat_template.jinja")
     remember(options.out, settings)
-    run = DemoRun(options.out, options.steps, options.seed)
+    run = DemoRun(options.out, options.steps, options.seed, initial)
     run.train()
     print(json.dumps({"out": str(options.out), "steps": options.steps, "seconds": round(run.seconds)}))
     return 0

@@ -6,6 +6,7 @@ Made-up words teach copying: a tool called `get_zumo` can only be called by read
 from random import Random
 
 from dgemma_jax.training.demo.example import Split
+from dgemma_jax.training.demo.names import TEST_NAMES, TRAIN_NAMES
 from dgemma_jax.training.demo.wording import held_out
 
 VERBS: dict[str, tuple[str, ...]] = {
@@ -51,7 +52,8 @@ ORDINARY_WORDS = tuple(_WORDS.split())
 _ONSETS = ("b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z", "br", "tr", "st", "pl")
 _VOWELS = ("a", "e", "i", "o", "u")
 _CODAS = ("", "", "", "n", "r", "l", "s", "m")
-_REAL = frozenset((*VERBS, *NOUNS, *QUALIFIERS, *ORDINARY_WORDS))
+_NAMES = (name.lower() for name in (*TRAIN_NAMES, *TEST_NAMES))
+_REAL = frozenset((*VERBS, *NOUNS, *QUALIFIERS, *ORDINARY_WORDS, *_NAMES))
 
 
 def belongs(key: str, split: Split) -> bool:
@@ -60,7 +62,7 @@ def belongs(key: str, split: Split) -> bool:
 
 
 def draw_made_up(rng: Random, split: Split) -> str:
-    """A word of two syllables, in lower case, that is no word of the lists here."""
+    """A word of two syllables, in lower case, that is no word of the lists here and no name."""
     while True:
         word = rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_ONSETS) + rng.choice(_VOWELS)
         word += rng.choice(_CODAS)
