@@ -7,6 +7,7 @@ reply), a neutral name (known, not done: only values that change nothing pass), 
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
@@ -14,11 +15,18 @@ from typing import Any, TypeVar
 import msgspec
 from aiohttp import web
 
-from serve.errors import InvalidRequestError, UnsupportedMediaTypeError
+from serve.errors import InvalidRequestError, RequestTimeoutError, UnsupportedMediaTypeError
+from serve.json_size import json_tokens
 from serve.unreadable import unreadable
 
 T = TypeVar("T", bound=msgspec.Struct)
 Neutral = Mapping[str, tuple[Any, ...]]
+
+BODY_SECONDS = 300.0
+"""How long a body may take to arrive: the largest one over a slow line. A client that never ends holds no place."""
+
+_MOST_TOKENS = 1_000_000
+"""Strings, brackets and commas of one body: values take far more memory than their text does."""
 
 _VALIDATION = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
 _FIELD = re.compile(r"field `(.*)`", re.DOTALL)
@@ -32,7 +40,11 @@ async def read(request: web.Request) -> bytes:
         raise UnsupportedMediaTypeError(f"The body must be JSON (Content-Type: application/json), found {kind}.")
     if (request.content_length or 0) > request.client_max_size:
         raise web.HTTPRequestEntityTooLarge(request.client_max_size, request.content_length or 0)
-    return await request.read()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            return await request.read()
+    except TimeoutError:
+        raise RequestTimeoutError(f"The request body did not arrive within {BODY_SECONDS:g} s") from None
 
 
 def answer(body: msgspec.Struct, status: int = 200) -> web.Response:
@@ -78,6 +90,11 @@ def unsupported(what: str, param: str) -> InvalidRequestError:
 
 def json_object(body: bytes) -> dict[str, Any]:
     """The body as a JSON object. Raises InvalidRequestError where it is none."""
+    if json_tokens(body, _MOST_TOKENS) > _MOST_TOKENS:
+        raise InvalidRequestError(
+            f"The request body holds too much: wanted at most {_MOST_TOKENS} strings, brackets and commas, found more",
+            code="request_too_large",
+        )
     try:
         value = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
