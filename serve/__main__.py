@@ -14,7 +14,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import NoReturn, TypeVar
 
 from aiohttp import web
@@ -134,6 +134,8 @@ def _interruptibly(work: Callable[[], T]) -> T:
     before = signal.signal(signal.SIGTERM, terminate)
     try:
         threading.Thread(target=run, name="load", daemon=True).start()
+        while not result.done():
+            wait((result,), timeout=0.5)  # a signal in the instant before a wait does not end that wait
         return result.result()
     finally:
         signal.signal(signal.SIGTERM, before)
