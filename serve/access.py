@@ -83,6 +83,8 @@ class _NoHttp(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, web.RequestPayloadError):  # a body that broke off: its request has its line
+            return False
         if not isinstance(error, HttpProcessingError):
             return True
         logger.info("%s", msgspec.json.encode({"status": error.code, "error": "invalid_http"}).decode())

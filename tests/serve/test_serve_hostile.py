@@ -36,6 +36,22 @@ async def test_what_is_no_http_is_one_line_without_its_bytes(client, caplog):
     assert said == {"serve.access": '{"status":400,"error":"invalid_http"}', "aiohttp.server": "a fault of ours"}
 
 
+async def test_a_body_whose_compression_is_broken_is_one_line(client, caplog):
+    caplog.set_level("INFO")
+    log = logging.getLogger("aiohttp.server")
+    before = list(log.filters)
+    access.log_what_is_no_http()
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", client.port)
+        head = f"POST {URL} HTTP/1.1\r\nHost: a\r\nContent-Encoding: gzip\r\nContent-Length: 9\r\n\r\n"
+        writer.write(head.encode() + b"my secret")
+        assert b" 400 " in (await reader.read()).splitlines()[0]
+        writer.close()
+    finally:
+        log.filters[:] = before
+    assert [record.name for record in caplog.records if record.name != "aiohttp.access"] == ["serve.access"]
+
+
 async def test_a_body_that_never_ends_is_a_408(client, monkeypatch):
     monkeypatch.setattr(bodies, "BODY_SECONDS", 0.05)
     reader, writer = await asyncio.open_connection("127.0.0.1", client.port)
