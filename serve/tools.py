@@ -16,8 +16,9 @@ from serve.json_size import json_tokens
 from serve.messages import AssistantMessage, Message, ToolMessage
 from serve.schema import ChatRequest
 
-_MOST_TOKENS = 100_000
-"""Strings, brackets and commas of all tools, and of the arguments of all calls: templates take a second for so many."""
+_MOST_TOKENS = 200_000
+"""Strings, brackets and commas of all tools, and of the arguments of all calls: templates take seconds for so many.
+More do not fit 262,144 positions: each takes more than one token of the prompt."""
 
 UNDECLARED = 0
 """How many calls a reply may have when no tools are declared: what looks like one is what the model had to say."""
