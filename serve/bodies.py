@@ -15,12 +15,15 @@ from typing import Any, TypeVar
 import msgspec
 from aiohttp import web
 
-from serve.errors import InvalidRequestError, RequestTimeoutError, UnsupportedMediaTypeError
+from serve.errors import InvalidRequestError, RequestTimeoutError, UnavailableError, UnsupportedMediaTypeError
 from serve.json_size import json_tokens
 from serve.unreadable import unreadable
 
 T = TypeVar("T", bound=msgspec.Struct)
 Neutral = Mapping[str, tuple[Any, ...]]
+
+STOPPING = web.AppKey("stopping", asyncio.Event)
+"""Set once no more requests are taken: one whose body is still on its way is answered at once."""
 
 BODY_SECONDS = 300.0
 """How long a body may take to arrive: the largest one over a slow line. A client that never ends holds no place."""
@@ -40,11 +43,23 @@ async def read(request: web.Request) -> bytes:
         raise UnsupportedMediaTypeError(f"The body must be JSON (Content-Type: application/json), found {kind}.")
     if (request.content_length or 0) > request.client_max_size:
         raise web.HTTPRequestEntityTooLarge(request.client_max_size, request.content_length or 0)
+    return await _arrived(request)
+
+
+async def _arrived(request: web.Request) -> bytes:
+    """The whole body. Raises ApiError where it takes too long, or the server stops first."""
+    reading = asyncio.ensure_future(request.read())
+    stopping = asyncio.ensure_future(request.app[STOPPING].wait())
     try:
-        async with asyncio.timeout(BODY_SECONDS):
-            return await request.read()
-    except TimeoutError:
-        raise RequestTimeoutError(f"The request body did not arrive within {BODY_SECONDS:g} s") from None
+        await asyncio.wait((reading, stopping), timeout=BODY_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        if reading.done():
+            return reading.result()
+        if stopping.done():
+            raise UnavailableError("The server is stopping.")
+        raise RequestTimeoutError(f"The request body did not arrive within {BODY_SECONDS:g} s")
+    finally:
+        reading.cancel()
+        stopping.cancel()
 
 
 def answer(body: msgspec.Struct, status: int = 200) -> web.Response:

@@ -62,6 +62,16 @@ async def test_a_body_that_never_ends_is_a_408(client, monkeypatch):
     assert json.loads(body)["error"]["code"] == "request_timeout"
 
 
+async def test_a_body_that_is_still_on_its_way_when_the_server_stops_is_a_503(client):
+    reader, writer = await asyncio.open_connection("127.0.0.1", client.port)
+    writer.write(f"POST {URL} HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n".encode())
+    assert b" 100 " in await reader.readuntil(b"\r\n\r\n"), "the handler is at work"
+    await client.server.runner.app.shutdown()
+    head, _, body = (await reader.readuntil(b"}}")).partition(b"\r\n\r\n")
+    writer.close()
+    assert b" 503 " in head.splitlines()[0] and json.loads(body)["error"]["code"] == "unavailable"
+
+
 async def test_a_body_of_too_many_values_is_refused_before_it_is_decoded(client, monkeypatch):
     monkeypatch.setattr(bodies, "_MOST_TOKENS", 400)
     for value in (["a"] * 400, [[]] * 200, [{}] * 200, list(range(401)), {str(key): 1 for key in range(201)}):
