@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import Any
 
 import pytest
@@ -36,9 +35,9 @@ def test_a_string_is_one_token(text: str) -> None:
     assert json_tokens(written, 6) == 6  # "[", three strings, two commas
 
 
-@pytest.mark.parametrize("text", ['"' + '\\"' * 10**6, '"' * (10**6 + 1), "\\" * 10**6, '"\\'])
-def test_text_that_is_cut_short_is_scanned_once(text: str) -> None:
-    """Scanned from every quote, these would take days."""
-    start = time.process_time()
-    json_tokens(text.encode(), 10)
-    assert time.process_time() - start < 60
+@pytest.mark.parametrize(
+    ("text", "tokens"), [('"' + '\\"' * 10**6, 1), ('"' * (10**6 + 1), 11), ("\\" * 10**6, 0), ('"\\', 1)]
+)
+def test_text_that_is_cut_short_is_scanned_once(text: str, tokens: int) -> None:
+    """Scanned from every quote, the first would take days."""
+    assert json_tokens(text.encode(), 10) == tokens
