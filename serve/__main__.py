@@ -14,11 +14,12 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import NoReturn, TypeVar
 
 from aiohttp import web
 
+from serve.access import log_what_is_no_http
 from serve.app import create_app
 from serve.config import ServeConfig, parse_flags
 from serve.engine import Engine
@@ -27,6 +28,7 @@ from serve.handlers import WORKER
 logger = logging.getLogger("serve")
 _CANNOT_START, _INTERRUPTED, _TERMINATED = 2, 130, 143
 T = TypeVar("T")
+_IDLE_SECONDS = 120.0  # of a connection before and between requests, slow headers included; proxies give up before
 _HANDLER_SECONDS = 5.0  # for the last bytes, after the worker has finished or failed every reply
 
 
@@ -34,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the server; returns the exit status."""
     config = parse_flags(argv)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_what_is_no_http()
     logging.getLogger("jax").setLevel(logging.WARNING)  # it reports every accelerator it does not find
     try:
         with contextlib.ExitStack() as resources:
@@ -55,7 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 async def serve(engine: Engine, config: ServeConfig, listener: socket.socket) -> int:
     """Serves until a signal comes or the engine cannot start; returns the exit status."""
     app = create_app(engine, config)
-    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=_HANDLER_SECONDS)
+    runner = web.AppRunner(
+        app,
+        handler_cancellation=True,
+        access_log=None,
+        shutdown_timeout=_HANDLER_SECONDS,
+        keepalive_timeout=_IDLE_SECONDS,
+    )
     await runner.setup()
     try:
         stop = _stop_signal()
@@ -125,6 +134,8 @@ def _interruptibly(work: Callable[[], T]) -> T:
     before = signal.signal(signal.SIGTERM, terminate)
     try:
         threading.Thread(target=run, name="load", daemon=True).start()
+        while not result.done():
+            wait((result,), timeout=0.5)  # a signal in the instant before a wait does not end that wait
         return result.result()
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -1,7 +1,7 @@
 """Request ids, and one log line per request. Prompts and replies are never logged.
 
 The line is JSON: id, method, path, status, ms, and what the handler noted in `request[LOG]` (token counts, the
-code of an error). Status 499 means that the client went away first.
+code of an error). Status 499 means that the client went away first. What is no HTTP gets a line too, without its bytes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 from aiohttp import HttpVersion11, web
+from aiohttp.http import HttpProcessingError
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 ID = web.RequestKey("id", str)
@@ -75,3 +76,21 @@ def _expectation(request: web.Request) -> str:
 def _id_of(request: web.Request) -> str:
     given = request.headers.get("x-request-id", "")
     return given if _ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
+
+
+class _NoHttp(logging.Filter):
+    """Turns aiohttp's record of a request that it cannot read, with what was sent and a traceback, into one line."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, web.RequestPayloadError):  # a body that broke off: its request has its line
+            return False
+        if not isinstance(error, HttpProcessingError):
+            return True
+        logger.info("%s", msgspec.json.encode({"status": error.code, "error": "invalid_http"}).decode())
+        return False
+
+
+def log_what_is_no_http() -> None:
+    """From now on. A request that cannot be read is answered by aiohttp itself: it reaches no middleware."""
+    logging.getLogger("aiohttp.server").addFilter(_NoHttp())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from aiohttp.typedefs import Middleware
 from serve.about import release
 from serve.access import expect, log_requests, require_known_expectation, sign
 from serve.auth import require_key
+from serve.bodies import STOPPING
 from serve.config import ServeConfig
 from serve.cors import answer_preflights, grant
 from serve.engine import Engine
@@ -48,6 +50,7 @@ def create_app(engine: Engine, config: ServeConfig) -> web.Application:
     app[MEDIA] = MediaReader(engine, MediaFetcher(limits))
     app[SEEDS] = random.Random(config.seed)
     app[CREATED] = int(time.time())
+    app[STOPPING] = asyncio.Event()
     app[DOCUMENT] = document(ROUTES, release(), keys=bool(config.api_key))
     for route in ROUTES:
         for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
@@ -78,6 +81,7 @@ async def _start(app: web.Application) -> None:
 
 async def _stop(app: web.Application) -> None:
     """Runs when no new connection is taken any more and before open ones are closed."""
+    app[STOPPING].set()
     await app[WORKER].close(app[CONFIG].shutdown_seconds)
     app[PROMPTS].shutdown(wait=False, cancel_futures=True)
     await app[MEDIA].close()

@@ -7,6 +7,7 @@ reply), a neutral name (known, not done: only values that change nothing pass), 
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
@@ -14,11 +15,21 @@ from typing import Any, TypeVar
 import msgspec
 from aiohttp import web
 
-from serve.errors import InvalidRequestError, UnsupportedMediaTypeError
+from serve.errors import InvalidRequestError, RequestTimeoutError, UnavailableError, UnsupportedMediaTypeError
+from serve.json_size import json_tokens
 from serve.unreadable import unreadable
 
 T = TypeVar("T", bound=msgspec.Struct)
 Neutral = Mapping[str, tuple[Any, ...]]
+
+STOPPING = web.AppKey("stopping", asyncio.Event)
+"""Set once no more requests are taken: one whose body is still on its way is answered at once."""
+
+BODY_SECONDS = 300.0
+"""How long a body may take to arrive: the largest one over a slow line. A client that never ends holds no place."""
+
+_MOST_TOKENS = 1_000_000
+"""Strings, brackets and commas of one body: values take far more memory than their text does."""
 
 _VALIDATION = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
 _FIELD = re.compile(r"field `(.*)`", re.DOTALL)
@@ -32,7 +43,23 @@ async def read(request: web.Request) -> bytes:
         raise UnsupportedMediaTypeError(f"The body must be JSON (Content-Type: application/json), found {kind}.")
     if (request.content_length or 0) > request.client_max_size:
         raise web.HTTPRequestEntityTooLarge(request.client_max_size, request.content_length or 0)
-    return await request.read()
+    return await _arrived(request)
+
+
+async def _arrived(request: web.Request) -> bytes:
+    """The whole body. Raises ApiError where it takes too long, or the server stops first."""
+    reading = asyncio.ensure_future(request.read())
+    stopping = asyncio.ensure_future(request.app[STOPPING].wait())
+    try:
+        await asyncio.wait((reading, stopping), timeout=BODY_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        if reading.done():
+            return reading.result()
+        if stopping.done():
+            raise UnavailableError("The server is stopping.")
+        raise RequestTimeoutError(f"The request body did not arrive within {BODY_SECONDS:g} s")
+    finally:
+        reading.cancel()
+        stopping.cancel()
 
 
 def answer(body: msgspec.Struct, status: int = 200) -> web.Response:
@@ -78,6 +105,11 @@ def unsupported(what: str, param: str) -> InvalidRequestError:
 
 def json_object(body: bytes) -> dict[str, Any]:
     """The body as a JSON object. Raises InvalidRequestError where it is none."""
+    if json_tokens(body, _MOST_TOKENS) > _MOST_TOKENS:
+        raise InvalidRequestError(
+            f"The request body holds too much: wanted at most {_MOST_TOKENS} strings, brackets and commas, found more",
+            code="request_too_large",
+        )
     try:
         value = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

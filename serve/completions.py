@@ -31,7 +31,7 @@ from serve.reply import Reply, total
 from serve.responses import FinishReason, PromptDetails, Usage
 from serve.schema import HARMLESS
 from serve.sse import EventStream
-from serve.translate import require_model, sampling
+from serve.translate import nth_seed, require_model, sampling
 
 
 async def completions(request: web.Request) -> web.StreamResponse:
@@ -99,7 +99,7 @@ def _jobs(
             top_p=wanted.top_p,
             logprobs=wanted.logprobs,
         )
-        jobs += [dataclasses.replace(job, seed=seed + choice) for choice in range(wanted.n)]
+        jobs += [dataclasses.replace(job, seed=nth_seed(seed, choice)) for choice in range(wanted.n)]
     return jobs
 
 

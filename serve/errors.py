@@ -56,6 +56,13 @@ class UnsupportedMediaTypeError(ApiError):
     status, code = 415, "unsupported_media_type"
 
 
+class RequestTimeoutError(ApiError):
+    """A body that did not arrive in time. The rest of it may still come: the connection is of no more use."""
+
+    status, code = 408, "request_timeout"
+    headers: Mapping[str, str] = {"Connection": "close"}
+
+
 class OverloadedError(ApiError):
     """Too many requests wait already."""
 

@@ -52,28 +52,53 @@ _HOLDING_IPV4 = (IPv6Network("::ffff:0:0/96"), IPv6Network("64:ff9b::/96"))
 """IPv4-mapped and NAT64: connecting leads to the IPv4 address in the last 32 bits, which may well be public."""
 
 
+_METADATA_4 = tuple(map(IPv4Network, ("100.100.100.200/32", "168.63.129.16/32", "169.254.0.0/16", "192.0.0.192/32")))
+_METADATA_6 = tuple(map(IPv6Network, ("fd00:ec2::254/128", "fd20:ce::254/128", "fe80::/10")))
+"""Link-local addresses, and others where clouds tell a machine its secrets: no intranet has its pictures there."""
+
+
 class PrivateAddressError(OSError):
-    """A connection to an address that is not on the public internet was asked for."""
+    """A connection to an address that is not on the public internet was asked for, or not in an intranet either."""
 
 
 def is_public(address: str) -> bool:
     """Whether a connection to a numeric address, in canonical form, leaves for the public internet."""
-    match ip_address(address):
+    match _reached(address):
         case IPv4Address() as ipv4:
-            return _is_public_4(ipv4)
-        case IPv6Address() as ipv6 if any(ipv6 in network for network in _HOLDING_IPV4):
-            return _is_public_4(IPv4Address(int(ipv6) & 0xFFFFFFFF))
+            return not any(ipv4 in network for network in _NOT_PUBLIC_4)
         case ipv6:
             return ipv6 in _GLOBAL_UNICAST_6 and not any(ipv6 in network for network in _NOT_PUBLIC_6)
 
 
-def _is_public_4(address: IPv4Address) -> bool:
-    return not any(address in network for network in _NOT_PUBLIC_4)
+def is_metadata(address: str) -> bool:
+    """Whether a numeric address, in canonical form, is link-local, or one where a cloud tells a machine its secrets."""
+    match _reached(address):
+        case IPv4Address() as ipv4:
+            return any(ipv4 in network for network in _METADATA_4)
+        case ipv6:
+            return any(ipv6 in network for network in _METADATA_6)
+
+
+def _reached(address: str) -> IPv4Address | IPv6Address:
+    """Where a connection leads."""
+    found = ip_address(address.partition("%")[0])  # without its zone: Python 3.11 finds a zoned one in no network
+    if isinstance(found, IPv6Address) and any(found in network for network in _HOLDING_IPV4):
+        return IPv4Address(int(found) & 0xFFFFFFFF)
+    return found
 
 
 def public_socket(target: AddrInfoType) -> socket.socket:
     """A socket for a connection to `target`; a socket factory of aiohttp. Raises PrivateAddressError."""
-    family, kind, protocol, _, address = target
-    if not is_public(str(address[0])):
+    return _socket(target, refused=not is_public(str(target[4][0])))
+
+
+def intranet_socket(target: AddrInfoType) -> socket.socket:
+    """As `public_socket`, for private and loopback addresses too."""
+    return _socket(target, refused=is_metadata(str(target[4][0])))
+
+
+def _socket(target: AddrInfoType, *, refused: bool) -> socket.socket:
+    if refused:
         raise PrivateAddressError("not a public address")  # one text for all, so that aiohttp joins several into one
+    family, kind, protocol, _, _ = target
     return socket.socket(family, kind, protocol)

@@ -21,7 +21,7 @@ from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from serve.errors import InvalidRequestError
-from serve.media_address import PrivateAddressError, public_socket
+from serve.media_address import PrivateAddressError, intranet_socket, public_socket
 from serve.media_data_url import decode_data_url, is_inline
 from serve.media_limits import Kind, MediaLimits, UnfitMediaError, require_kind, require_size
 
@@ -109,7 +109,7 @@ class MediaFetcher:
                 connector=aiohttp.TCPConnector(
                     resolver=self._resolver,
                     use_dns_cache=False,
-                    socket_factory=None if self._limits.allow_private else public_socket,
+                    socket_factory=intranet_socket if self._limits.allow_private else public_socket,
                 ),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers=_HEADERS,

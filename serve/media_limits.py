@@ -30,7 +30,7 @@ class MediaLimits:
     allowed_domains: tuple[str, ...] = ()
     """If any, only these hosts and their subdomains, at every hop."""
     allow_private: bool = False
-    """Also connect to addresses that are not on the public internet."""
+    """Also connect to private and loopback addresses; those of clouds' metadata stay refused."""
 
     def max_bytes(self, kind: Kind) -> int:
         """The most bytes of a medium of this kind."""

@@ -53,10 +53,14 @@ Nothing = Annotated[list[Any], Meta(max_length=0)] | None
 
 
 class CalledFunction(Struct, frozen=True, forbid_unknown_fields=True):
-    """`arguments` is the text of a JSON object. The name is whatever some model wrote."""
+    """`arguments` is the text of a JSON object. The name is whatever some model wrote.
+
+    `parsed_arguments` is what SDKs add for their callers, without effect here, as is `parsed` in a message.
+    """
 
     name: Annotated[str, Meta(min_length=1)]
     arguments: str
+    parsed_arguments: Any = None
 
 
 class EarlierCall(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -96,6 +100,7 @@ class AssistantMessage(_Message, frozen=True, kw_only=True, tag="assistant"):
     refusal: None = None
     audio: None = None
     annotations: Nothing = None
+    parsed: Any = None
 
 
 class ToolMessage(_Message, frozen=True, kw_only=True, tag="tool"):

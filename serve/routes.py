@@ -8,7 +8,7 @@ from serve.completions import completions
 from serve.openapi import Operation, Route
 from serve.responses import ChatChunk, ChatCompletion, Health, ModelCard, ModelList
 
-_UNREADABLE = (400, 404, 413, 415)
+_UNREADABLE = (400, 404, 408, 413, 415)
 _FULL = (429, 500, 503)
 
 

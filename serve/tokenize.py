@@ -15,7 +15,7 @@ from msgspec import Meta, Struct
 
 from serve import bodies, translate
 from serve.completion_schema import Token
-from serve.engine import PromptError, PromptLengthError
+from serve.engine import Engine, PromptError, PromptLengthError
 from serve.errors import InvalidRequestError
 from serve.handlers import CONFIG, ENGINE, MEDIA, PROMPTS
 from serve.messages import Message
@@ -72,14 +72,14 @@ async def tokenize(request: web.Request) -> web.Response:
     found = bodies.json_object(await bodies.read(request))
     of_messages = "messages" in found
     tokens = await (_of_messages if of_messages else _of_text)(request, found)
-    wanted_strings = found.get("return_token_strs")
     engine = request.app[ENGINE]
+    strings = await _in_thread(request, _spelled, engine, tokens) if found.get("return_token_strs") else None
     return bodies.answer(
         Tokenized(
             count=len(tokens),
             max_model_len=engine.max_model_len,
             tokens=tokens,
-            token_strs=[engine.text.detokenize([token]) for token in tokens] if wanted_strings else None,
+            token_strs=strings,
         )
     )
 
@@ -123,6 +123,10 @@ async def _of_messages(request: web.Request, found: dict[str, Any]) -> tuple[int
     media = await app[MEDIA].read(outline.conversation.media)
     plan = await _in_thread(request, translate.plan, chat, outline, media, app[ENGINE], app[CONFIG], 0)
     return plan.jobs[0].prompt
+
+
+def _spelled(engine: Engine, tokens: Sequence[int]) -> list[str]:
+    return [engine.text.detokenize([token]) for token in tokens]
 
 
 def _require_model(request: web.Request, name: str | None) -> str:

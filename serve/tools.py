@@ -12,8 +12,13 @@ import msgspec
 
 from serve.bodies import unsupported
 from serve.errors import InvalidRequestError
+from serve.json_size import json_tokens
 from serve.messages import AssistantMessage, Message, ToolMessage
 from serve.schema import ChatRequest
+
+_MOST_TOKENS = 200_000
+"""Strings, brackets and commas of all tools, and of the arguments of all calls: templates take seconds for so many.
+More do not fit 262,144 positions: each takes more than one token of the prompt."""
 
 UNDECLARED = 0
 """How many calls a reply may have when no tools are declared: what looks like one is what the model had to say."""
@@ -25,7 +30,7 @@ def declared(request: ChatRequest) -> list[dict[str, Any]] | None:
     With `tool_choice: "none"` the model does not hear of them.
 
     Raises:
-        InvalidRequestError: a choice that is not done yet, or two tools of one name.
+        InvalidRequestError: a choice that is not done yet, two tools of one name, or tools that hold too much.
     """
     if request.tool_choice not in ("auto", "none"):
         raise unsupported('Any `tool_choice` but "auto" and "none"', "tool_choice")
@@ -35,7 +40,17 @@ def declared(request: ChatRequest) -> list[dict[str, Any]] | None:
             raise InvalidRequestError(
                 f"Two tools are named `{name}`", param=f"tools[{index}].function.name", code="invalid_value"
             )
+    if request.tools and json_tokens(msgspec.json.encode(request.tools), _MOST_TOKENS) > _MOST_TOKENS:
+        raise _too_much("The tools", "tools")
     return None if request.tool_choice == "none" else msgspec.to_builtins(request.tools or None)
+
+
+def _too_much(what: str, param: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"{what} hold too much: wanted at most {_MOST_TOKENS} strings, brackets and commas, found more",
+        param=param,
+        code="invalid_value",
+    )
 
 
 def most_calls(request: ChatRequest) -> int | None:
@@ -49,8 +64,9 @@ def in_order(messages: Sequence[Message]) -> Iterator[tuple[int, Message]]:
     """The messages with their places in the request; results of tools in the order of their calls.
 
     Raises:
-        InvalidRequestError: a result without its call, or a call without its result.
+        InvalidRequestError: a result without its call, a call without its result, or arguments that hold too much.
     """
+    _require_few_arguments(messages)
     place = 0
     while place < len(messages):
         message = messages[place]
@@ -61,6 +77,17 @@ def in_order(messages: Sequence[Message]) -> Iterator[tuple[int, Message]]:
         if calls or results:
             yield from _matched([call.id for call in calls or ()], results, place - 1)
         place += len(results)
+
+
+def _require_few_arguments(messages: Sequence[Message]) -> None:
+    left = _MOST_TOKENS
+    for place, message in enumerate(messages):
+        for index, call in enumerate((isinstance(message, AssistantMessage) and message.tool_calls) or ()):
+            left -= json_tokens(call.function.arguments.encode(), left)
+            if left < 0:
+                raise _too_much(
+                    "The arguments of all calls", f"messages[{place}].tool_calls[{index}].function.arguments"
+                )
 
 
 def _results(messages: Sequence[Message], start: int) -> dict[int, ToolMessage]:

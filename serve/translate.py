@@ -15,6 +15,7 @@ from serve.config import ServeConfig
 from serve.conversation import Conversation
 from serve.engine import Engine, Job, Medium, PromptError, PromptLengthError, Sampling
 from serve.errors import InvalidRequestError, ModelNotFoundError
+from serve.messages import Message
 from serve.schema import ChatRequest, Diffusion
 from serve.tools import declared, most_calls
 
@@ -47,6 +48,7 @@ def outline(request: ChatRequest, engine: Engine, config: ServeConfig) -> Outlin
         InvalidRequestError: the request contradicts itself, or holds what is not read or done.
     """
     require_model(request.model, config.names)
+    _require_few(request.messages, engine)
     if request.stream_options is not None and not request.stream:
         raise InvalidRequestError("`stream_options` is only for `stream: true`", param="stream_options")
     if request.n > 1 + config.max_queue:
@@ -168,6 +170,18 @@ def _max_new_tokens(request: ChatRequest, prompt_tokens: int, engine: Engine, de
     if room < 1:
         raise _too_long(str(prompt_tokens), engine)
     return min(request.max_completion_tokens or request.max_tokens or default, room)
+
+
+def _require_few(messages: Sequence[Message], engine: Engine) -> None:
+    """Every message takes a token at least. Empty parts take none, but as many of them are nothing to render either."""
+    contents = [getattr(message, "content", None) for message in messages]
+    found = len(messages) + sum(len(content) for content in contents if isinstance(content, list))
+    if found > engine.max_model_len:
+        raise InvalidRequestError(
+            f"The request has {found} messages and parts; this model has {engine.max_model_len} positions.",
+            param="messages",
+            code="context_length_exceeded",
+        )
 
 
 def _too_long(tokens: str, engine: Engine) -> InvalidRequestError:

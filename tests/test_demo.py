@@ -6,7 +6,9 @@ from collections.abc import AsyncIterator
 import pytest
 from aiohttp.test_utils import TestServer
 from demo_requests import request_of
+from langchain_openai import ChatOpenAI
 from openai import AsyncOpenAI
+from pydantic import SecretStr
 
 from dgemma_jax.training.demo.acceptance import SKILLS, Reply, expected, found, is_formed, question, skill_examples
 from dgemma_jax.training.demo.example import Example
@@ -56,6 +58,15 @@ async def test_the_readmes_first_question_is_answered(client: AsyncOpenAI) -> No
     assert reply.choices[0].message.content == "The capital of France is Paris."
     assert reply.choices[0].finish_reason == "stop"
     assert 1 < reply.usage.diffusion["steps"] < 48, "denoised, and stopped early"
+
+
+async def test_langchain_reads_the_same(client: AsyncOpenAI) -> None:
+    chat = ChatOpenAI(model=NAME, base_url=str(client.base_url), api_key=SecretStr("x"), seed=0, extra_body=PLAIN)
+    whole = await chat.ainvoke("What is the capital of France?")
+    assert whole.content == "The capital of France is Paris."
+    chunks = [chunk async for chunk in chat.astream("What is the capital of France?")]
+    assert "".join(chunk.content for chunk in chunks) == whole.content
+    assert chunks[0].usage_metadata is None and whole.usage_metadata["output_tokens"] > 1
 
 
 async def test_a_long_answer_streams_canvas_by_canvas_and_equals_the_whole_one(client: AsyncOpenAI) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 from flax import traverse_util
 from orbax.checkpoint import v1 as ocp
 
-from dgemma_jax.checkpoint import names
+from dgemma_jax.checkpoint import names, ocdbt
 from dgemma_jax.checkpoint.match import require_shapes
 from dgemma_jax.checkpoint.safetensors import CheckpointError
 
@@ -41,9 +41,11 @@ def stored(where: Path) -> dict[Key, jax.ShapeDtypeStruct]:
     """Shape and dtype of every array; nothing is read but the metadata.
 
     Raises:
-        CheckpointError: no Orbax checkpoint, or one without arrays.
+        CheckpointError: no Orbax checkpoint, one with files missing or cut short, or one without arrays.
     """
     try:
+        for manifest in [*where.glob("manifest.ocdbt"), *where.glob("*/manifest.ocdbt")]:
+            ocdbt.require_whole(manifest.parent)
         tree = ocp.metadata(where.absolute()).metadata
         leaves = traverse_util.flatten_dict(tree) if isinstance(tree, dict) else {}
         found = {key_of(path): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in leaves.items()}

@@ -1,7 +1,7 @@
 """Which container a video file has, and whether all of it is there.
 
 Decoders are lenient: of a file that is cut short they show what came and say nothing. The containers state their own
-sizes, so a cut is found here, before anything is decoded.
+sizes, so a cut is found here, before anything is decoded, and so are tables that are longer than any video's.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 
 from dgemma_jax.media.error import MediaError
+from dgemma_jax.media.mp4_tables import require_few_samples
 
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 _BOXES = frozenset((b"ftyp", b"moov", b"mdat", b"moof", b"mfra", b"free", b"skip", b"wide", b"uuid", b"sidx", b"styp"))
@@ -26,6 +27,8 @@ def container(data: bytes) -> str:
         raise MediaError(f"wanted an MP4 or WebM video, found {found}")
     if stated > len(data):
         raise MediaError(f"the video is cut short: wanted {stated} bytes, as the file says, found {len(data)}")
+    if name == "mp4":
+        require_few_samples(data)
     return name
 
 

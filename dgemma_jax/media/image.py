@@ -52,13 +52,15 @@ class Patches(NamedTuple):
 def read_image(data: bytes, most_pixels: int = MOST_PIXELS) -> Image.Image:
     """The picture of a GIF (its first frame), JPEG, PNG or WebP file, upright, as RGB.
 
-    Raises MediaError for other formats, damaged or cut files, and more than `most_pixels` pixels: the size is known
-    from the head of the file, so that nothing large is decoded in vain.
+    Raises MediaError for other formats, damaged or cut files, and more than `most_pixels` pixels, of WebP half as many:
+    the size is known from the head of the file, so that nothing large is decoded in vain.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks, among them one on pictures of half its limit
         image = _open(data)
         width, height = image.size
+        if image.format == "WEBP":
+            most_pixels //= 2  # its decoder holds three canvases of its own
         if width * height > most_pixels:
             raise MediaError(f"the image is too large: wanted at most {most_pixels} pixels, found {width} x {height}")
         try:

@@ -6,13 +6,13 @@ templates know one form of each. These functions return new values and never cha
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dgemma_jax.prompt.tokenizer import Tokenizer
+from dgemma_jax.prompt.tool_schema import SchemaError, normalise_schema
 
 # What a part of a message's content may call itself, and what templates call it.
 _PART_TYPES = {
@@ -28,9 +28,7 @@ _PART_TYPES = {
 }
 _REASONING_FIELDS = ("reasoning", "reasoning_content", "thinking")
 _THOUGHT = re.compile(r"<\|channel>.*?(?:<channel\|>|\Z)", re.DOTALL)
-_MAX_DEPTH = 64
 _MOST_SCHEMAS = 20_000  # a few references that name each other in pairs would write out without end
-_DEFINITION = re.compile(r"#/(?:\$defs|definitions)/(.+)")
 
 
 class MessageError(ValueError):
@@ -54,9 +52,8 @@ def normalise_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, 
 def normalise_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]] | None:
     """Tools as `{"type": "function", "function": {...}}` with schemas a template can print; no tools become None.
 
-    In schemas, references are replaced by what they name, `["string", "null"]` and optional `anyOf` become one type and
-    `nullable`, and missing types are filled in where they are certain. Raises `MessageError` for a tool without a name,
-    and for schemas that write out to too many.
+    For schemas see `tool_schema`. Raises `MessageError` for a tool without a name, and for schemas that write out to
+    too many.
     """
     left = iter(range(_MOST_SCHEMAS))
     return [_normalise_tool(tool, f"tools[{index}]", left) for index, tool in enumerate(tools or ())] or None
@@ -139,19 +136,6 @@ def _parse_arguments(arguments: Any, where: str) -> dict[str, Any]:
     return dict(arguments)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Definitions:
-    """What references in the schema of one tool may name, and a tick for every schema that may still be written."""
-
-    named: Mapping[str, Any]
-    left: Iterator[int]
-    where: str
-
-    def tick(self) -> None:
-        if next(self.left, None) is None:
-            raise MessageError(self.where, f"the schemas of all tools write out to more than {_MOST_SCHEMAS}")
-
-
 def _normalise_tool(tool: Any, where: str, left: Iterator[int]) -> dict[str, Any]:
     function = tool.get("function", tool) if isinstance(tool, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
@@ -161,73 +145,11 @@ def _normalise_tool(tool: Any, where: str, left: Iterator[int]) -> dict[str, Any
     if parameters := function.get("parameters"):
         if not isinstance(parameters, Mapping):
             raise MessageError(f"{where}.function.parameters", "must be a JSON schema object")
-        named = {**_mapping(parameters.get("definitions")), **_mapping(parameters.get("$defs"))}
-        definitions = _Definitions(named, left, f"{where}.function.parameters")
-        result["parameters"] = {"type": "object", **_normalise_schema(parameters, definitions, ())}
+        try:
+            result["parameters"] = {"type": "object", **normalise_schema(parameters, left)}
+        except SchemaError as error:
+            raise MessageError(f"{where}.function.parameters", str(error)) from error
     return {"type": "function", "function": result}
-
-
-def _normalise_schema(schema: Any, definitions: _Definitions, path: tuple[str, ...]) -> dict[str, Any]:
-    """`path` holds the names of the references being resolved: a recursive type ends as a plain object."""
-    if not isinstance(schema, Mapping) or len(path) > _MAX_DEPTH:
-        return {}
-    definitions.tick()
-    result = _resolve(schema, definitions, path)
-    path = (*path, str(schema.get("$ref", "")))
-    result = _merge_optional(result, definitions, path)
-    if isinstance(properties := result.get("properties"), Mapping):
-        result["properties"] = {name: _normalise_schema(value, definitions, path) for name, value in properties.items()}
-    if isinstance(items := result.get("items"), Mapping):
-        result["items"] = _normalise_schema(items, definitions, path)
-    if "const" in result:
-        result.setdefault("enum", [result["const"]])
-    if "type" not in result and (certain := _certain_type(result)):
-        result["type"] = certain
-    return result
-
-
-def _resolve(schema: Mapping[str, Any], definitions: _Definitions, path: tuple[str, ...]) -> dict[str, Any]:
-    result = {key: value for key, value in schema.items() if key not in ("$ref", "$defs", "definitions")}
-    reference = schema.get("$ref")
-    if reference is None:
-        return result
-    named = _DEFINITION.fullmatch(str(reference))
-    target = definitions.named.get(named[1]) if named else None
-    if not isinstance(target, Mapping) or reference in path:
-        return {"type": "object", **result}
-    return {**target, **result}
-
-
-def _merge_optional(schema: dict[str, Any], definitions: _Definitions, path: tuple[str, ...]) -> dict[str, Any]:
-    """One type and `nullable` in place of a list of types, or of alternatives of which one is null."""
-    if isinstance(kinds := schema.get("type"), list):
-        named = [kind for kind in kinds if kind != "null"]
-        schema = {**schema, "type": named[0] if named else "null"}
-        return {**schema, "nullable": True} if len(named) < len(kinds) else schema
-    key = next((name for name in ("anyOf", "oneOf") if isinstance(schema.get(name), list)), None)
-    if key is None or "type" in schema:
-        return schema
-    kinds = [option for option in schema[key] if isinstance(option, Mapping)]
-    named = [option for option in kinds if option.get("type") != "null"]
-    rest = {name: value for name, value in schema.items() if name != key}
-    if named:
-        rest = {**_normalise_schema(named[0], definitions, path), **rest}
-    return {**rest, "nullable": True} if len(named) < len(kinds) else rest
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _certain_type(schema: Mapping[str, Any]) -> str | None:
-    if "properties" in schema:
-        return "object"
-    if "items" in schema:
-        return "array"
-    choices = schema.get("enum")
-    if isinstance(choices, list) and choices and all(isinstance(choice, str) for choice in choices):
-        return "string"
-    return None
 
 
 def _without_thoughts(content: Any) -> Any:

@@ -127,7 +127,9 @@ class ChatTemplate:
             return self._template.render({**self._named_tokens, **options, "messages": messages, "tools": tools})
         except jinja2.TemplateError as error:
             raise TemplateError(error.message or str(error)) from error
-        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+        except RecursionError as error:
+            raise TemplateError("arguments or schemas are nested too deeply") from error
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
             # A template is foreign code: what it trips over is its refusal of the messages, not our crash.
             raise TemplateError(f"the chat template failed: {error}") from error
 

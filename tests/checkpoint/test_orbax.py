@@ -104,11 +104,15 @@ def test_finishing_that_was_cut_short_begins_again(tmp_path: Path) -> None:
     assert orbax.saved_parts(where) == set()
 
 
-def test_a_damaged_tree_is_named_in_one_line(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("files", ["state/d/*", "state/*/d/*"], ids=["nodes", "values"])
+def test_a_damaged_tree_is_named_in_one_line(files: str, folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
-    for file in copy.rglob("d/*"):
+    damaged = list((copy / ORBAX_FOLDER).glob(files))
+    for file in damaged:
         file.unlink()
     with pytest.raises(CheckpointError) as caught:
         dgemma_jax.load(copy)
-    assert str(copy / ORBAX_FOLDER) in str(caught.value) and "\n" not in str(caught.value)
+    said = str(caught.value)
+    assert said.startswith(f"{copy / ORBAX_FOLDER} is no Orbax checkpoint that can be read") and "\n" not in said
+    assert any(f"{file} is missing" in said for file in damaged)

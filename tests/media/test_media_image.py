@@ -159,6 +159,14 @@ def _with_png_head(data: bytes, sides: bytes) -> bytes:
     return data[:12] + head + struct.pack(">I", zlib.crc32(head)) + data[33:]
 
 
+def test_webp_takes_twice_the_room() -> None:
+    written = io.BytesIO()
+    Image.new("RGB", (40, 30)).save(written, "WEBP")
+    assert read_image(written.getvalue(), 2400).size == (40, 30)
+    with pytest.raises(MediaError, match="wanted at most 1199 pixels, found 40 x 30"):
+        read_image(written.getvalue(), 2399)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (20_000, 1), (1, 20_000), (20_000, 30)])
 def test_extreme_sides_are_read_and_fit_their_budget(size: tuple[int, int]) -> None:
     patches = to_patches(read_image(file(Image.new("RGB", size, "green"))), PUBLISHED)

@@ -162,7 +162,34 @@ def test_a_tool_without_a_name_is_refused_by_its_path() -> None:
         ({"const": "a"}, {"const": "a", "enum": ["a"], "type": "string"}),
         ({"items": {"type": ["string", "null"]}}, {"type": "array", "items": {"type": "string", "nullable": True}}),
         ({"properties": {"b": {"type": "string"}}}, {"type": "object", "properties": {"b": {"type": "string"}}}),
-        ({"enum": [1, 2]}, {"enum": [1, 2]}),
+        ({"enum": [1, 2]}, {"enum": [1, 2], "type": "integer"}),
+        ({"enum": ["a", None]}, {"enum": ["a", None], "type": "string", "nullable": True}),
+        ({"enum": ["a", 1]}, {"enum": ["a", 1]}),
+        ({"const": True}, {"const": True, "enum": [True], "type": "boolean"}),
+        ({"anyOf": [{"const": "a"}, {"enum": ["b", "c"]}]}, {"enum": ["a", "b", "c"], "type": "string"}),
+        (
+            {"oneOf": [{"const": 1}, {"const": 2}, {"type": "null"}]},
+            {"enum": [1, 2], "type": "integer", "nullable": True},
+        ),
+        ({"anyOf": [{"const": "a"}, {"type": "string"}]}, {"type": "string"}),
+        ({"anyOf": [{"const": "a"}, {}]}, {}),
+        (
+            {"allOf": [{"type": "string"}, {"description": "d"}], "default": 1},
+            {"type": "string", "description": "d", "default": 1},
+        ),
+        (
+            {
+                "allOf": [
+                    {"properties": {"a": {"const": 1}}, "required": ["a"]},
+                    {"properties": {"b": {}}, "required": ["b"]},
+                ]
+            },
+            {
+                "properties": {"a": {"const": 1, "enum": [1], "type": "integer"}, "b": {}},
+                "required": ["a", "b"],
+                "type": "object",
+            },
+        ),
         (True, {}),
     ],
 )
@@ -176,6 +203,9 @@ def test_references_are_replaced_by_what_they_name() -> None:
     unit = {"enum": ["c", "f"], "type": "string"}
     assert found["properties"]["p"] == {"properties": {"unit": unit}, "description": "where", "type": "object"}
     assert "$defs" not in found
+    for key in ("allOf", "anyOf"):
+        found = schema_of({"u": {key: [{"$ref": "#/$defs/Unit"}], "default": "c"}}, **{"$defs": definitions})
+        assert found["properties"]["u"] == {**unit, "default": "c"}
 
 
 @pytest.mark.parametrize("reference", ["#/$defs/Missing", "https://example.com/schema", 7])
@@ -195,7 +225,19 @@ def test_references_that_would_write_out_without_end_are_refused() -> None:
         schema_of({"x": {"$ref": "#/$defs/d0"}}, **{"$defs": doubled})
 
 
-@pytest.mark.parametrize("wrong", [{"$defs": []}, {"definitions": 3}, {"enum": 5}, {"properties": 1}, {"items": "x"}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"$defs": []},
+        {"definitions": 3},
+        {"enum": 5},
+        {"allOf": 1},
+        {"allOf": [1, {"required": 2}]},
+        {"anyOf": [1]},
+        {"properties": 1},
+        {"items": "x"},
+    ],
+)
 def test_keywords_of_the_wrong_type_are_no_crash(wrong: dict[str, Any]) -> None:
     assert schema_of({"x": wrong}, **{"x-of-their-own": 1})["type"] == "object"
     assert normalise_tools([{"type": "function", "function": {"name": "f", "parameters": wrong}}])

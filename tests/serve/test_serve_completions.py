@@ -148,3 +148,8 @@ async def test_the_official_client_reads_it(sdk: openai.AsyncOpenAI):
     assert (whole.choices[0].text, whole.choices[0].finish_reason) == ("You sai", "length")
     stream = await sdk.completions.create(model="demo", prompt="hi", stream=True)
     assert "".join([chunk.choices[0].text async for chunk in stream]) == "You said: hi"
+
+
+async def test_after_the_largest_seed_comes_the_smallest(client, engine: FakeEngine):
+    await client.post(URL, json=asking("a", n=2, seed=2**63 - 1))
+    assert [job.seed for job in engine.jobs] == [2**63 - 1, -(2**63)]

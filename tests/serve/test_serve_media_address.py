@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve.media_address import is_public, public_socket
+from serve.media_address import intranet_socket, is_public, public_socket
 
 
 @pytest.mark.parametrize(
@@ -40,6 +40,27 @@ def test_a_public_address_gets_a_socket(address):
     assert is_public(address)
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with public_socket((family, socket.SOCK_STREAM, 0, "", (address, 80))) as unconnected:
+        assert unconnected.family == family
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("100.100.100.200", "168.63.129.16", "169.254.169.254", "169.254.0.1", "192.0.0.192"),
+        *("fd00:ec2::254", "fd20:ce::254", "fe80::1", "fe80::1%lo", "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe"),
+    ],
+)
+def test_a_clouds_metadata_are_fetched_for_nobody(address):
+    with pytest.raises(OSError, match="not a public address"):
+        intranet_socket((socket.AF_INET, socket.SOCK_STREAM, 0, "", (address, 80)))
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1", "10.1.2.3", "192.168.1.1", "::1", "fd00::1", "8.8.8.8", "2606:4700::1111"]
+)
+def test_an_intranet_is_reached_where_that_is_allowed(address):
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with intranet_socket((family, socket.SOCK_STREAM, 0, "", (address, 80))) as unconnected:
         assert unconnected.family == family
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import tempfile
 from pathlib import Path
@@ -23,6 +24,7 @@ from serve.config import ServeConfig
 from serve.engine import Job, MediumError, PromptError
 
 URL = "/v1/chat/completions"
+DETAILS = ("low", "auto", "high")
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +92,14 @@ def test_what_is_seen_reaches_the_model(engine):
         assert [token for canvas in canvases for token in canvas.tokens] == wanted
         keys.append(jax.tree.leaves(engine._model.prefill([prompt.tokens], **images)))
     assert any((np.asarray(one) != np.asarray(other)).any() for one, other in zip(*keys, strict=True))
+
+
+def test_detail_chooses_how_finely_an_image_is_seen(engine, tokenizer):
+    """With the budgets of the published checkpoint."""
+    processor = dataclasses.replace(engine._model.processor, max_soft_tokens=280)
+    published = CheckpointEngine(dataclasses.replace(engine._model, processor=processor), tokenizer, engine._template)
+    seen = [published.read(picture(1000, 1000), "image", detail).patches.soft_tokens for detail in DETAILS]
+    assert seen == [8**2, 16**2, 33**2], "squares of at most 70, 280 and 1120 soft tokens"
 
 
 def test_pictures_of_every_shape_make_no_more_than_their_budget(engine):

@@ -15,6 +15,7 @@ import serve.__main__ as command
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_loading_at_once_whatever_it_is_inside_of(monkeypatch, number, status):
     before, done = signal.getsignal(signal.SIGTERM), threading.Event()
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in a shell's background ignores it
 
     def load(config):
         os.kill(os.getpid(), number)
@@ -27,6 +28,7 @@ def test_a_signal_ends_loading_at_once_whatever_it_is_inside_of(monkeypatch, num
         assert command.main(["--port", "0"]) == status
     finally:
         done.set()
+        signal.signal(signal.SIGINT, interrupt)
     assert time.monotonic() - start < 10
     assert signal.getsignal(signal.SIGTERM) is before
 

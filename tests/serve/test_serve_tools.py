@@ -97,6 +97,19 @@ async def test_a_conversation_with_calls_goes_round_with_the_official_client(sdk
         assert [said.get("content") for said in engine.rendered[-1][2:]] == ["0", "1"], "in the order of the calls"
 
 
+async def test_what_the_official_client_adds_to_a_reply_may_come_back(sdk, engine: FakeEngine):
+    engine.answer = lambda said: TWO if said == USER["content"] else f"It is {said}."
+    strict = {"type": "function", "function": WEATHER["function"] | {"strict": True}}
+    async with sdk.chat.completions.stream(model="demo", messages=[USER], tools=[strict]) as stream:
+        message = (await stream.get_final_completion()).choices[0].message
+    assert message.tool_calls[0].function.parsed_arguments == {"city": "Rome"}
+    results = [result(made.id, str(index)) for index, made in enumerate(message.tool_calls)]
+    for history in (message, message.model_dump()):
+        second = await sdk.chat.completions.create(model="demo", messages=[USER, history, *results], tools=[WEATHER])
+        assert second.choices[0].message.content == "It is 1."
+    assert engine.rendered[-1][1]["tool_calls"][0]["function"] == {"name": "weather", "arguments": ROME}
+
+
 async def test_calls_and_results_reach_the_template_as_it_reads_them(client, engine: FakeEngine):
     parts = [{"type": "text", "text": "co"}, {"type": "text", "text": "ld"}]
     messages = [USER, called(("a", ROME), ("b", OSLO)), result("b", parts), result("a", "warm")]
