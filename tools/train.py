@@ -8,6 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from dgemma_jax.training.host_memory import keep_freed_memory
 from tools import train_eval, train_export, train_sft
 from tools.options import positive
 from tools.paths import DEMO
@@ -16,6 +17,7 @@ from tools.paths import DEMO
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; 0, or 1 where a score falls short, or 2 for a problem with what was given."""
     options = parser().parse_args(arguments)
+    keep_freed_memory()
     try:
         return options.run(options)
     except ImportError as error:
