@@ -155,14 +155,11 @@ def arrange(cache: kv.Cache, order: Sequence[int], capacity: int, window: int, *
     return kv.Cache(tuple(layers), pick(cache.length_B, order_B), cache.layer_types)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def blank(graphdef: nnx.GraphDef, params: nnx.State, rows: Rows) -> loop.State:
     """States that mean nothing, of the right shapes."""
-
-    def start(params: nnx.State, rows: Rows) -> loop.State:
-        model = nnx.merge(graphdef, params)
-        return loop.start(model, _draws(model.config, rows), rows.settings)
-
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(start, params, rows))
+    model = nnx.merge(graphdef, params)
+    return loop.start(model, _draws(model.config, rows), rows.settings)
 
 
 @functools.partial(jax.jit, static_argnums=0)
