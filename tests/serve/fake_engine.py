@@ -100,9 +100,9 @@ class FakeParser:
 class FakeEngine:
     """Answers `You said: <last message>`, after a thought if thinking is on; a step is a canvas of each job in a slot.
 
-    `answer` replaces the reply's text; a message "explode" fails after the first canvas, "crash" breaks the engine;
-    "hold" waits for `release` before each canvas but the first, so that a test decides how far the reply is. A medium
-    is a text, its own place in the prompt: `<kind detail length-of-the-file>`; the file `broken` is none.
+    `answer` replaces the reply's text; a message "explode" fails after the first canvas; "hold" waits for `release`
+    before each canvas but the first, so that a test decides how far the reply is. A medium is a text, its own place in
+    the prompt: `<kind detail length-of-the-file>`; the file `broken` is none.
     """
 
     max_model_len = 400
@@ -119,6 +119,7 @@ class FakeEngine:
         self.cached_tokens = 0
         self.release = threading.Event()
         self.warm_up_error: Exception | None = None
+        self.broken: Exception | None = None
         self.slots = 1
         self._ids = itertools.count()
         self._open: dict[int, Generator[Event | None, None, None]] = {}
@@ -179,6 +180,8 @@ class FakeEngine:
         return bool(self._open)
 
     def step(self) -> list[tuple[int, Event]]:
+        if self.broken:
+            raise self.broken
         for id in self._cancelled & self._open.keys():
             self._open.pop(id).close()
         self._cancelled.clear()
@@ -209,8 +212,8 @@ class FakeEngine:
             for start in range(0, len(text), CANVAS):
                 while start and said.startswith("hold") and not self.release.is_set():
                     yield None
-                if start and said in ("explode", "crash"):
-                    raise FloatingPointError("a secret of the engine") if said == "explode" else MemoryError("no more")
+                if start and said == "explode":
+                    raise FloatingPointError("a secret of the engine")
                 tokens = tuple(map(ord, text[start : start + CANVAS]))
                 yield Canvas(tokens, STEPS, logprobs_of(tokens, job.logprobs))
             ending = "finished"
