@@ -188,4 +188,8 @@ def _print_table(report: dict[str, dict[str, float]], resident: Sequence[int], d
 def _verdict(differing: list[int] | None) -> str:
     if differing is None:
         return "not asked for"
-    return f"{len(differing)} differ" if differing else "all equal"
+    return (
+        f"{len(differing)} differ (rounding makes some, unless the server has --rows-apart)"
+        if differing
+        else "all equal"
+    )

@@ -102,6 +102,7 @@ def _batch(device: ModelDevice, rows: int, capacity: int, length: int, options: 
         batch.join(joined, plan, kv.empty(model.config.text, 1, capacity, model.dtype))
         joined += 1
     batch.denoise(0)
+    batch.logprobs(0, 1, 1)
     batch.write(0, batch.copy(0))
     for id in range(joined):
         batch.leave(id)
