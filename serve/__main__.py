@@ -158,8 +158,22 @@ def _load(config: ServeConfig) -> Engine:
     except OSError as error:
         logger.warning("--compilation-cache %s cannot be used, going on without: %s", config.compilation_cache, error)
     try:
-        engine = CheckpointEngine.load(folder, config.dtype, config.lora)
+        engine = CheckpointEngine.load(
+            folder,
+            config.dtype,
+            config.lora,
+            slots=config.slots,
+            max_context=config.max_model_len,
+            kv_bytes=config.kv_memory,
+            reuse=config.prefix_reuse,
+            apart=config.rows_apart,
+        )
         logger.info("loaded %s as %s on %s", config.checkpoint, config.dtype, engine.devices)
+        logger.info(
+            "%d requests at once, of at most %d tokens each (--slots, --max-model-len, --kv-memory)",
+            engine.slots,
+            engine.max_model_len,
+        )
     except (RuntimeError, MemoryError) as error:  # JAX: no such backend, or no room on the device
         logger.debug("loading failed", exc_info=True)
         why = next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -43,8 +43,13 @@ def create_app(engine: Engine, config: ServeConfig) -> web.Application:
     app[CONFIG] = config
     app[ENGINE] = engine
     app[METRICS] = Metrics()
-    app[WORKER] = worker = Worker(engine, config.max_queue, app[METRICS])
-    app[METRICS].follow(running=lambda: worker.running, waiting=lambda: worker.waiting, most=1 + config.max_queue)
+    app[WORKER] = worker = Worker(engine, config.max_queue, config.request_seconds, app[METRICS])
+    app[METRICS].follow(
+        running=lambda: worker.running,
+        waiting=lambda: worker.waiting,
+        most=worker.most,
+        up=lambda: worker.state != "failed",
+    )
     app[PROMPTS] = ThreadPoolExecutor(_PROMPT_THREADS, thread_name_prefix="prompt")
     limits = MediaLimits(allowed_domains=config.allowed_media_domains, allow_private=config.allow_private_media)
     app[MEDIA] = MediaReader(engine, MediaFetcher(limits))

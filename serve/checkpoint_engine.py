@@ -1,18 +1,16 @@
-"""The engine over a loaded checkpoint: one request at a time, through `dgemma_jax.stream`."""
+"""The engine over a loaded checkpoint: `dgemma_jax.Engine`, with tokenizer, chat template and media around it."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import tempfile
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import jax
 
 import dgemma_jax
-from dgemma_jax.buckets import SMALLEST_CAPACITY
 from dgemma_jax.config_json import read_model_config
 from dgemma_jax.media.error import MediaError
 from dgemma_jax.media.image import read_image, soft_token_budgets, to_patches
@@ -23,13 +21,12 @@ from dgemma_jax.prompt.parse import Content, Reasoning, ResponseParser, ToolCall
 from dgemma_jax.prompt.template import ChatTemplate, TemplateError
 from dgemma_jax.prompt.template import PromptLengthError as TooLongError
 from dgemma_jax.prompt.tokenizer import AUDIO_TOKENS, MEDIA_TOKENS, Tokenizer
+from serve.checkpoint_jobs import event_of, request_of
 from serve.checkpoint_text import CheckpointText
 from serve.engine import (
     Call,
-    Canvas,
     Detail,
     Event,
-    Finished,
     Job,
     MediaKind,
     Medium,
@@ -41,23 +38,23 @@ from serve.engine import (
     PromptError,
     PromptLengthError,
     Sampling,
-    TokenLogprob,
 )
 
 _VIDEO = "<|video|>"
 _MODEL_TURN = "<|turn>model\n"
 _MOST_PIXELS = 2**26  # 67 million: decoding takes up to 600 MB
 
-COLDEST = 1e-3
-"""What temperature 0 means: this fraction of the checkpoint's temperatures. Exact zero would divide by zero."""
-
 
 class CheckpointEngine:
     """Implements `serve.engine.Engine`."""
 
-    def __init__(self, model: dgemma_jax.Model, tokenizer: Tokenizer, template: ChatTemplate) -> None:
-        self.max_model_len = model.config.text.max_position_embeddings
+    def __init__(
+        self, model: dgemma_jax.Model, tokenizer: Tokenizer, template: ChatTemplate, engine: dgemma_jax.Engine
+    ) -> None:
+        self.max_model_len = engine.positions
+        self.slots = engine.slots
         self._model = model
+        self._engine = engine
         self._tokenizer = tokenizer
         self._template = template
         special = tokenizer.special_tokens
@@ -84,12 +81,14 @@ class CheckpointEngine:
         )
 
     @classmethod
-    def load(cls, folder: Path, dtype: str, lora: Path | None = None) -> CheckpointEngine:
+    def load(cls, folder: Path, dtype: str, lora: Path | None = None, **limits: Any) -> CheckpointEngine:
         """Loads model, tokenizer and chat template; `lora` is the folder of an adapter to add.
 
+        `limits`: as for `dgemma_jax.Engine`.
+
         Raises:
-            ValueError, OSError: the folder is not a checkpoint that can chat, or the adapter is not for it; the
-                message says what is wrong.
+            ValueError, OSError: the folder is not a checkpoint that can chat, the adapter is not for it, or the memory
+                holds no request; the message says what is wrong.
             RuntimeError: JAX has no device, or no room on it.
         """
         _require_device()
@@ -101,7 +100,8 @@ class CheckpointEngine:
         template = ChatTemplate.from_folder(folder)
         tokenizer = Tokenizer.from_folder(folder)
         tokenizer.require()
-        return cls(dgemma_jax.load(folder, dtype=dtype, lora=lora), tokenizer, template)
+        model = dgemma_jax.load(folder, dtype=dtype, lora=lora)
+        return cls(model, tokenizer, template, dgemma_jax.Engine(model, **limits))
 
     @property
     def devices(self) -> str:
@@ -172,39 +172,34 @@ class CheckpointEngine:
         """As `Engine.parser`."""
         return _Parser(ResponseParser(self._tokenizer, starts_in_thought=opens_thought(self._tokenizer, prompt)))
 
-    def warm_up(self) -> None:
-        """Compiles what short conversations need: prompts up to half the smallest cache, denoising, commit.
+    def warm_up(self, progress: Callable[[str], None]) -> None:
+        """As `Engine.warm_up`."""
+        self._engine.warm_up(progress)
 
-        Larger caches and longer prompts are compiled when the first request needs them, and kept on disk.
-        """
-        quick = dataclasses.replace(self._model.generation, max_denoising_steps=1, eos_token_ids=())
-        length = self._model.config.canvas_length
-        for prompt in (1, length + 1, SMALLEST_CAPACITY // 2):
-            if (room := self.room(prompt)) > 0:  # one canvas where only one fits; the second is a commit first
-                for _ in dgemma_jax.stream(
-                    self._model, [0] * prompt, max_new_tokens=min(length + 1, room), seed=0, generation=quick
-                ):
-                    pass
+    def submit(self, job: Job) -> int:
+        """As `Engine.submit`."""
+        return self._engine.submit(request_of(job, self._model.generation))
 
-    def generate(self, job: Job) -> Generator[Event, None, None]:
-        """As `Engine.generate`."""
-        generation = tempered(sampled(self._model.generation, job.sampling), job.temperature)
-        for event in dgemma_jax.stream(
-            self._model,
-            job.prompt,
-            max_new_tokens=job.max_new_tokens,
-            seed=job.seed,
-            generation=generation,
-            options=dgemma_jax.SamplingOptions(top_k=job.top_k, top_p=job.top_p, logprobs=job.logprobs),
-            patches=job.patches,
-            patch_positions=job.patch_positions,
-        ):
-            match event:
-                case dgemma_jax.CanvasCommitted(tokens, steps, logprobs):
-                    scored = tuple(TokenLogprob(token.logprob, token.likeliest) for token in logprobs or ())
-                    yield Canvas(tokens, steps, scored if logprobs is not None else None)
-                case dgemma_jax.Finished(reason):
-                    yield Finished(reason)
+    def cancel(self, id: int) -> None:
+        """As `Engine.cancel`."""
+        self._engine.cancel(id)
+
+    @property
+    def running(self) -> int:
+        """As `Engine.running`."""
+        return self._engine.running
+
+    @property
+    def busy(self) -> bool:
+        """As `Engine.busy`."""
+        return self._engine.busy
+
+    def step(self) -> list[tuple[int, Event]]:
+        """As `Engine.step`."""
+        events = self._engine.step()
+        if self._engine.error is not None:
+            raise self._engine.error
+        return [(id, event_of(event)) for id, event in events]
 
 
 def _require_device() -> None:
@@ -223,25 +218,6 @@ def keep_compiled(folder: Path) -> None:
         pass
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-
-
-def sampled(generation: dgemma_jax.GenerationConfig, sampling: Sampling | None) -> dgemma_jax.GenerationConfig:
-    """The sampler's settings with a request's own in place of the checkpoint's."""
-    if sampling is None:
-        return generation
-    fields = dataclasses.asdict(sampling)
-    return dataclasses.replace(generation, max_denoising_steps=fields.pop("max_steps"), **fields)
-
-
-def tempered(generation: dgemma_jax.GenerationConfig, temperature: float) -> dgemma_jax.GenerationConfig:
-    """The sampler's settings at a request's `temperature`, which scales both ends of the temperature schedule.
-
-    1 is as the checkpoint says. Towards 0 the canvas is explored more and more greedily; 0 itself is `COLDEST`, where
-    tokens are drawn from what is practically the argmax. Every canvas starts from random tokens at any temperature,
-    so only the seed makes a reply repeatable.
-    """
-    scale = max(temperature, COLDEST)
-    return dataclasses.replace(generation, t_min=generation.t_min * scale, t_max=generation.t_max * scale)
 
 
 class _Parser:

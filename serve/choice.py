@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import AsyncGenerator
 
-from serve.engine import Call, Canvas, Finished, Job, Piece
+from serve.engine import Call, Canvas, Finished, Job, Piece, Prefilled
 from serve.reply import Reply
 from serve.worker import Run
 
@@ -24,6 +24,8 @@ class PendingChoice:
         try:
             while self.reply.finish_reason is None:
                 match await self.run.next(silence):
+                    case Prefilled(cached_tokens):
+                        self.reply.cached_tokens = cached_tokens
                     case Canvas() as canvas:
                         yield self.reply.push(canvas)
                     case Finished(reason):

@@ -1,7 +1,7 @@
 """`POST /v1/completions`: goes on from raw text, without the chat template.
 
-Every prompt gives `n` choices, each a job with its own place in the line. They are answered in their order: prompt by
-prompt, choice by choice.
+Every prompt gives `n` choices, each a job with a place of its own. They are worked on together and told in their order:
+prompt by prompt, choice by choice.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ async def completions(request: web.Request) -> web.StreamResponse:
     prompts = _prompts(wanted)
     seed = app[SEEDS].getrandbits(31) if wanted.seed is None else wanted.seed
     with contextlib.ExitStack() as places:
-        runs = [places.enter_context(app[WORKER].place(request[ID])) for _ in range(_count(prompts, wanted, config))]
+        count = _count(prompts, wanted, app[WORKER].most)
+        runs = [places.enter_context(app[WORKER].place(request[ID])) for _ in range(count)]
         in_thread = asyncio.get_running_loop().run_in_executor  # long prompts take a while
         jobs = await runs[0].prepare(in_thread(app[PROMPTS], _jobs, wanted, prompts, app[ENGINE], config, seed))
         choices = []
@@ -70,9 +71,9 @@ def _prompts(wanted: CompletionRequest) -> list[str | list[int]]:
     return [wanted.prompt] if kinds == {int} else wanted.prompt  # type: ignore[list-item,return-value]  # just found
 
 
-def _count(prompts: Sequence[str | list[int]], wanted: CompletionRequest, config: ServeConfig) -> int:
-    """How many choices there are to be. The line must be able to hold them: else no retry could ever succeed."""
-    count, most = len(prompts) * wanted.n, 1 + config.max_queue
+def _count(prompts: Sequence[str | list[int]], wanted: CompletionRequest, most: int) -> int:
+    """How many choices there are to be. There must be places for them: else no retry could ever succeed."""
+    count = len(prompts) * wanted.n
     if count > most:
         raise InvalidRequestError(
             f"{len(prompts)} prompts with n={wanted.n} ask for {count} replies; this server does {most} at a time",
@@ -118,7 +119,7 @@ def _prompt(given: str | list[int], engine: Engine, where: str) -> tuple[int, ..
 def _too_long(tokens: str, engine: Engine, where: str) -> InvalidRequestError:
     return InvalidRequestError(
         f"The prompt is {tokens} tokens; with a reply it does not fit the {engine.max_model_len} "
-        "positions of this model.",
+        "tokens that this server takes.",
         param=where,
         code="context_length_exceeded",
     )

@@ -37,6 +37,15 @@ def _port(text: str) -> int:
     return value
 
 
+def _bytes(text: str) -> int:
+    """A number of bytes, with or without a unit."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(?:([KMGT])i?)?B?", text, re.IGNORECASE)
+    if not found:
+        raise argparse.ArgumentTypeError(f"must be a number of bytes, as 512MiB or 20GiB, found {text}")
+    power = " KMGT".index((found[2] or " ").upper())
+    return int(float(found[1]) * 1024**power)
+
+
 def _api_key(text: str) -> str:
     if not re.fullmatch(r"[\x21-\x7e]+", text):  # what one word of a header can hold
         raise argparse.ArgumentTypeError("must be printable ASCII without spaces")
@@ -107,8 +116,12 @@ class ServeConfig:
         default=None,
         metadata=_flag("start of the seeds for requests that give none (default: new at each start)", type=int),
     )
-    max_queue: int = field(
-        default=64, metadata=_flag("requests that may wait for the model; more are answered 429", type=_at_least(0))
+    request_seconds: float | None = field(
+        default=None,
+        metadata=_flag(
+            "longest a request may take, waiting included; then it is answered 504 (default: no limit)",
+            type=_at_least(0.01, float),
+        ),
     )
     max_body_mib: int = field(
         default=64, metadata=_flag("largest request body in MiB; larger is answered 413", type=_at_least(1))
@@ -120,6 +133,43 @@ class ServeConfig:
     shutdown_seconds: float = field(
         default=30.0,
         metadata=_flag("how long open requests may go on after SIGTERM or Ctrl-C", type=_at_least(0, float)),
+    )
+
+    # Many requests at once.
+    slots: int = field(default=8, metadata=_flag("requests that are worked on together at most", type=_at_least(1)))
+    max_queue: int = field(
+        default=64, metadata=_flag("requests that may wait beside them; more are answered 429", type=_at_least(0))
+    )
+    max_model_len: int | None = field(
+        default=None,
+        metadata=_flag(
+            "most tokens of prompt and reply together (default: what the model has positions and --kv-memory room for)",
+            type=_at_least(1),
+        ),
+    )
+    kv_memory: int | None = field(
+        default=None,
+        metadata=_flag(
+            "memory for keys and values of requests and earlier prompts, as 512MiB or 20GiB (default: most of what "
+            "the device has left; on a CPU an eighth of the machine's memory)",
+            type=_bytes,
+            metavar="BYTES",
+        ),
+    )
+    prefix_reuse: str = field(
+        default="exact",
+        metadata=_flag(
+            "which earlier prompts are reused: with exact, those that leave every reply as it is; with any, also "
+            "earlier turns and their replies, which may change a reply by rounding; with off, none",
+            choices=("exact", "any", "off"),
+        ),
+    )
+    rows_apart: bool = field(
+        default=False,
+        metadata=_flag(
+            "compute requests that run together one by one: a reply is then the same in any company to the last bit of "
+            "every number, but they take as long as one after another"
+        ),
     )
 
     # Who may ask. Keys are secrets: neither `--help` nor a log shows them.

@@ -1,9 +1,9 @@
 """What the server needs from a model, and the immutable values that cross the thread between them.
 
     messages --render--> prompt tokens --+
-                                        expand --> Prompt --> Job --generate (worker's thread)--> Canvas, ..., Finished
-    bytes of media ----read---> Medium --+                                                          | tokens
-                                                                                   parser().push --> Piece, Call, ...
+                                        expand --> Prompt --> Job --submit, step--> Prefilled, Canvas, ..., Finished
+    bytes of media ----read---> Medium --+                                                       | tokens
+                                                                                parser().push --> Piece, Call, ...
 
 `checkpoint_engine.py` is the engine over a loaded checkpoint; tests bring one whose answers can be computed by hand.
 """
@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -62,27 +62,39 @@ class TokenLogprob:
 
 
 @dataclasses.dataclass(frozen=True)
+class Prefilled:
+    """The prompt is read; so many of its tokens did not have to be, because an earlier prompt began with them."""
+
+    cached_tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Canvas:
     """New tokens of one committed canvas, up to and including an end token, and the denoising steps it took.
 
-    `logprobs`: one for each token, where the job asks for them. `cached_tokens`: how many tokens of the job's prompt
-    did not have to be read for this reply; the same on each of its canvases.
+    `logprobs`: one for each token, where the job asks for them.
     """
 
     tokens: tuple[int, ...]
     steps: int
     logprobs: tuple[TokenLogprob, ...] | None = None
-    cached_tokens: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """Always the last event: an end token came ("stop"), or the limit of new tokens ("length")."""
+    """The last event: an end token came ("stop"), or the limit of new tokens ("length")."""
 
     reason: Literal["stop", "length"]
 
 
-Event = Canvas | Finished
+@dataclasses.dataclass(frozen=True)
+class Failed:
+    """The last event of a job that could not be done. Other jobs are none the worse."""
+
+    error: Exception
+
+
+Event = Prefilled | Canvas | Finished | Failed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,10 +213,13 @@ class PlainText(Protocol):
 
 
 class Engine(Protocol):
-    """A model behind the server. `generate` and `warm_up` run on the worker's thread, all else on any thread."""
+    """A model behind the server. What is about jobs runs on the worker's thread, all else on any thread."""
 
     max_model_len: int
-    """Positions of the model: prompt and reply together."""
+    """Tokens that prompt and reply may have together: what the model has positions and the server memory for."""
+
+    slots: int
+    """Jobs that are worked on together. Further ones wait in a line of the engine's own."""
 
     sampling: Sampling
     """The checkpoint's own."""
@@ -242,8 +257,26 @@ class Engine(Protocol):
     def parser(self, prompt: Sequence[int]) -> Parser:
         """A fresh parser for the reply to this prompt."""
 
-    def warm_up(self) -> None:
-        """Compiles what the first request would otherwise wait for."""
+    def warm_up(self, progress: Callable[[str], None]) -> None:
+        """Compiles what requests would otherwise wait for; a line for each part. Before the first job."""
 
-    def generate(self, job: Job) -> Generator[Event, None, None]:
-        """Canvases as they are committed, then `Finished`. Closing the generator ends the work."""
+    def submit(self, job: Job) -> int:
+        """Takes a job and returns its id. Raises ValueError for one that `room` would not have allowed."""
+
+    def cancel(self, id: int) -> None:
+        """Ends a job before the next denoising step: no more events. Jobs that are over are no error."""
+
+    @property
+    def running(self) -> int:
+        """Jobs that are worked on."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether `step` has anything to do."""
+
+    def step(self) -> list[tuple[int, Event]]:
+        """One unit of work, at most one denoising step of all running jobs, and what happened, by id.
+
+        Raises:
+            Exception: the engine is broken, and no job will be answered any more.
+        """

@@ -71,10 +71,17 @@ class OverloadedError(ApiError):
 
 
 class UnavailableError(ApiError):
-    """The server is stopping, or its model could not be started."""
+    """The server is stopping, or its model could not be started or has stopped working."""
 
     status, type, code = 503, "server_error", "unavailable"
     headers: Mapping[str, str] = {"Retry-After": "5"}
+
+
+class TimedOutError(ApiError):
+    """The request was not answered within the time it has."""
+
+    status, type, code = 504, "server_error", "timeout"
+    headers: Mapping[str, str] = {"x-should-retry": "false"}  # OpenAI's clients would ask twice more
 
 
 class InternalError(ApiError):

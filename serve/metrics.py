@@ -1,28 +1,36 @@
 """What Prometheus reads: NIM's names where the meaning is the same, and `diffusion_...` for what only a canvas has.
 
-    worker's thread --watch--> canvases, steps, times     HTTP side --count_requests--> requests, tokens, latencies
-                             \\______ one registry per app, read by `GET /metrics` ______/
+    worker's thread --add_event--> canvases, steps, times     HTTP side --count_requests--> requests, tokens, latencies
+                                 \\______ one registry per app, read by `GET /metrics` ______/
 
 Times to a first token are times to a whole canvas: nothing is sent before it.
 """
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 
 from serve.access import LOG, Handler
-from serve.engine import Canvas, Event
+from serve.engine import Canvas, Event, Prefilled
 
 _STEPS = (1, 2, 4, 6, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 64, 128)
 _TOKENS = (1, 4, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072, 262144)
 _SECONDS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3, 6, 12, 25, 50, 100, 200, 400, 800)
 _SECONDS_PER_TOKEN = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2)
+
+
+@dataclasses.dataclass
+class Progress:
+    """When a request for text came, and when its latest canvas was there (`time.monotonic`)."""
+
+    asked: float = dataclasses.field(default_factory=time.monotonic)
+    canvas: float | None = None
 
 
 class Metrics:
@@ -40,6 +48,9 @@ class Metrics:
         self._steps = Counter("diffusion_denoising_steps", "Denoising steps over all canvases.", registry=to)
         self._committed = Counter(
             "diffusion_committed_tokens", "Tokens of committed canvases, up to and with an end token.", registry=to
+        )
+        self._cached = Counter(
+            "prefix_cached_tokens", "Tokens of prompts that an earlier prompt had begun with.", registry=to
         )
         self._steps_per_canvas = Histogram(
             "diffusion_steps_per_canvas", "Denoising steps that one canvas took.", registry=to, buckets=_STEPS
@@ -72,36 +83,37 @@ class Metrics:
             "e2e_request_latency_seconds", "From a request for text to its last byte.", registry=to, buckets=_SECONDS
         )
 
-    def follow(self, *, running: Callable[[], float], waiting: Callable[[], float], most: int) -> None:
-        """Asks for the state of the line at every reading; `most` requests may be open at once."""
+    def follow(
+        self, *, running: Callable[[], float], waiting: Callable[[], float], most: int, up: Callable[[], bool]
+    ) -> None:
+        """Asks for the state of the engine at every reading; `most` requests may be open at once."""
         for name, what, read in (
             ("num_requests_running", "Requests the model works on.", running),
             ("num_requests_waiting", "Requests that wait for the model.", waiting),
             ("num_request_max", "Requests that may be open; more are answered 429.", lambda: most),
+            ("engine_up", "Whether the model works: 0 once it is broken.", up),
         ):
             Gauge(name, what, registry=self.registry).set_function(read)
 
-    def watch(self, events: Generator[Event, None, None], asked: float) -> Generator[Event, None, None]:
-        """The events of one reply, counted as they pass; `asked` is when its request came (`time.monotonic`)."""
-        with contextlib.closing(events):
-            previous: float | None = None
-            for event in events:
-                if isinstance(event, Canvas):
-                    now = time.monotonic()
-                    self._add_canvas(event, now - asked if previous is None else None, now - (previous or now))
-                    previous = now
-                yield event
+    def add_event(self, event: Event, progress: Progress) -> None:
+        """What happened to one reply, now."""
+        match event:
+            case Prefilled(cached_tokens):
+                self._cached.inc(cached_tokens)
+            case Canvas():
+                self._add_canvas(event, progress, time.monotonic())
 
-    def _add_canvas(self, canvas: Canvas, first: float | None, since_previous: float) -> None:
+    def _add_canvas(self, canvas: Canvas, progress: Progress, now: float) -> None:
         self._canvases.inc()
         self._steps.inc(canvas.steps)
         self._committed.inc(len(canvas.tokens))
         self._steps_per_canvas.observe(canvas.steps)
-        if first is not None:
-            self._first_canvas.observe(first)
-            self._first_token.observe(first)
+        if progress.canvas is None:
+            self._first_canvas.observe(now - progress.asked)
+            self._first_token.observe(now - progress.asked)
         elif canvas.tokens:
-            self._per_token.observe(since_previous / len(canvas.tokens))
+            self._per_token.observe((now - progress.canvas) / len(canvas.tokens))
+        progress.canvas = now
 
     def add_request(self, route: str, status: int, seconds: float, noted: dict[str, object]) -> None:
         """One answered request; what its handler noted for the log says whether it was one for text."""

@@ -64,6 +64,7 @@ class Reply:
         alignment: Alignment | None = None,
     ) -> None:
         self.cached_tokens = 0
+        """Tokens of the prompt that did not have to be read; its reader says so."""
         self.canvases = 0
         self.steps = 0
         self.finish_reason: FinishReason | None = None
@@ -82,7 +83,6 @@ class Reply:
 
     def push(self, canvas: Canvas) -> list[Piece | Call]:
         """What one canvas adds. An end in it finishes the reply, whether or not the engine knows that end."""
-        self.cached_tokens = canvas.cached_tokens
         self.canvases += 1
         self.steps += canvas.steps
         pieces: list[Piece | Call] = []

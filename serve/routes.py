@@ -9,7 +9,7 @@ from serve.openapi import Operation, Route
 from serve.responses import ChatChunk, ChatCompletion, Health, ModelCard, ModelList
 
 _UNREADABLE = (400, 404, 408, 413, 415)
-_FULL = (429, 500, 503)
+_BUSY = (429, 500, 503, 504)
 
 
 ROUTES = (
@@ -24,7 +24,7 @@ ROUTES = (
             neutral=schema.NEUTRAL,
             answer=ChatCompletion,
             chunk=ChatChunk,
-            refusals=(*_UNREADABLE, *_FULL),
+            refusals=(*_UNREADABLE, *_BUSY),
         ),
     ),
     Route(
@@ -38,7 +38,7 @@ ROUTES = (
             neutral=completion_schema.NEUTRAL,
             answer=Completion,
             chunk=Completion,
-            refusals=(*_UNREADABLE, *_FULL),
+            refusals=(*_UNREADABLE, *_BUSY),
         ),
     ),
     Route(

@@ -51,10 +51,8 @@ def outline(request: ChatRequest, engine: Engine, config: ServeConfig) -> Outlin
     _require_few(request.messages, engine)
     if request.stream_options is not None and not request.stream:
         raise InvalidRequestError("`stream_options` is only for `stream: true`", param="stream_options")
-    if request.n > 1 + config.max_queue:
-        raise InvalidRequestError(
-            f"Every choice takes a place in the line, and this server has {1 + config.max_queue}", param="n"
-        )
+    if request.n > (most := engine.slots + config.max_queue):
+        raise InvalidRequestError(f"Every choice takes a place, and this server has {most}", param="n")
     if request.top_logprobs and not request.logprobs:
         raise InvalidRequestError("`top_logprobs` is only for `logprobs: true`", param="top_logprobs")
     sampling(request.diffusion, engine.sampling)
@@ -187,7 +185,7 @@ def _require_few(messages: Sequence[Message], engine: Engine) -> None:
 def _too_long(tokens: str, engine: Engine) -> InvalidRequestError:
     return InvalidRequestError(
         f"The messages are {tokens} tokens; with a reply they do not fit the {engine.max_model_len} "
-        "positions of this model.",
+        "tokens that this server takes.",
         param="messages",
         code="context_length_exceeded",
     )

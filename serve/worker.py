@@ -1,12 +1,12 @@
-"""The one thread that owns the engine, and the line of requests before it.
+"""The one thread that owns the engine, and the places of the requests it works on together.
 
 asyncio side                                      worker's thread
   worker.place() -> Run                             a place, before any work: 429 and 503 cost nothing
-  worker.submit(run, job) ---- bounded line ------> engine.generate(job)
+  worker.submit(run, job) ------------------------> engine.submit(job); engine.step(), again and again
   run.next() <------ loop.call_soon_threadsafe ---- immutable events
 
-A run whose client is gone leaves the line at once, or ends after the canvas under way. An engine that raises fails
-that run alone.
+A run whose client is gone leaves the engine before its next step. A job that fails fails its run alone; an engine that
+raises is broken: every run fails, no more are taken, and health, log and metrics say so.
 """
 
 from __future__ import annotations
@@ -19,28 +19,31 @@ import time
 from collections.abc import Iterator
 from typing import Literal, TypeVar
 
-from serve.engine import Engine, Event, Finished, Job
-from serve.errors import ApiError, InternalError, OverloadedError, UnavailableError
-from serve.metrics import Metrics
+from serve.engine import Engine, Event, Failed, Finished, Job
+from serve.errors import ApiError, InternalError, OverloadedError, TimedOutError, UnavailableError
+from serve.metrics import Metrics, Progress
 
 T = TypeVar("T")
 
 logger = logging.getLogger("serve")
 State = Literal["warming", "ready", "failed", "closing"]
-_REFUSALS: dict[State, str] = {
-    "failed": "The model could not be started.",
-    "closing": "The server is stopping.",
-}
+_BROKEN = "The model has stopped working; the server's log has the reason."
+_CLOSING = "The server is stopping."
 _STOPPED = "The server stopped before this reply was complete."
 
 
 class Run:
-    """One request's place and what becomes of its job: the asyncio side awaits `next`, the worker's thread posts."""
+    """One request's place and what becomes of its job: the asyncio side awaits `next`, the worker's thread posts.
 
-    def __init__(self, request_id: str) -> None:
+    `limit`: seconds from now after which it fails.
+    """
+
+    def __init__(self, request_id: str, limit: float | None) -> None:
         self.request_id = request_id
-        self.asked = time.monotonic()
+        self.progress = Progress()
         self.cancelled = threading.Event()
+        self._limit = limit
+        self._until = None if limit is None else time.monotonic() + limit
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[Event | ApiError] = asyncio.Queue()
 
@@ -53,12 +56,19 @@ class Run:
         """The next event, or None after `silence` seconds without one.
 
         Raises:
-            ApiError: the run failed; there is no next event.
+            ApiError: the run failed, or its time is over; there is no next event.
         """
-        try:
-            event = await asyncio.wait_for(self._events.get(), silence)
-        except TimeoutError:
-            return None
+        if self._events.empty():
+            left = None if self._until is None else max(0.0, self._until - time.monotonic())
+            waits = [seconds for seconds in (silence, left) if seconds is not None]
+            try:
+                event = await asyncio.wait_for(self._events.get(), min(waits, default=None))
+            except TimeoutError:
+                if self._until is not None and time.monotonic() >= self._until:
+                    raise TimedOutError(f"The request took longer than the {self._limit:g} s it may take.") from None
+                return None
+        else:
+            event = self._events.get_nowait()
         if isinstance(event, ApiError):
             raise event
         return event
@@ -81,31 +91,36 @@ class Run:
 
 
 class Worker:
-    """Runs jobs one after another on its own thread. Methods are for the event loop's thread."""
+    """Runs jobs together on its own thread. Methods are for the event loop's thread.
 
-    def __init__(self, engine: Engine, max_queue: int, metrics: Metrics) -> None:
+    max_queue: runs that may be open beside those in the engine's slots. limit: seconds that a run may take.
+    """
+
+    def __init__(self, engine: Engine, max_queue: int, limit: float | None, metrics: Metrics) -> None:
         self.state: State = "warming"
         self.warm = asyncio.Event()
         """Set once the warm-up is over, well or badly; `state` says which."""
+        self.most = engine.slots + max_queue
+        """Runs that may be open at once."""
         self._engine = engine
         self._metrics = metrics
-        self._limit = 1 + max_queue  # the one that runs, and those that wait
-        self._waiting: dict[Run, Job] = {}  # in the order of the line
+        self._limit = limit
+        self._arrived: dict[Run, Job] = {}
         self._open: set[Run] = set()  # every run that somebody still wants: in preparation, waiting, running
-        self._running: Run | None = None
-        self._changed = threading.Condition()  # guards the three above and `state`; told when there is work, or no more
+        self._jobs: dict[int, Run] = {}  # those in the engine, by its ids; only the worker's thread looks at them
+        self._changed = threading.Condition()  # guards all but `_jobs`; told when there is work, or no more
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
 
     @property
     def running(self) -> int:
         """How many runs the engine works on."""
-        return int(self._running is not None)
+        return self._engine.running
 
     @property
     def waiting(self) -> int:
         """How many runs wait for the engine, those included whose prompt is still being prepared."""
         with self._changed:
-            return len(self._open - {self._running})
+            return max(0, len(self._open) - self._engine.running)
 
     def start(self) -> None:
         """Starts the thread, which first warms the engine up; jobs are taken from now on and wait for that."""
@@ -117,14 +132,13 @@ class Worker:
         """Takes a place for a job that `submit` brings; leaving the context gives it back and ends the job.
 
         Raises:
-            OverloadedError: the line is full.
-            UnavailableError: the server is stopping, or the engine did not start.
+            OverloadedError: all places are taken.
+            UnavailableError: the server is stopping, or the engine is broken.
         """
-        run = Run(request_id)
+        run = Run(request_id, self._limit)
         with self._changed:
-            if self.state in ("failed", "closing"):
-                raise UnavailableError(_REFUSALS[self.state])
-            if len(self._open) >= self._limit:
+            self._require_life()
+            if len(self._open) >= self.most:
                 raise OverloadedError(f"{len(self._open)} requests are open already; this server takes no more")
             self._open.add(run)
         try:
@@ -133,17 +147,17 @@ class Worker:
             self._withdraw(run)
 
     def submit(self, run: Run, job: Job) -> None:
-        """Puts the job of a run in the line.
+        """Hands the job of a run to the engine.
 
         Raises:
-            UnavailableError: the engine did not start, or the server stopped while the job was prepared.
+            UnavailableError: the engine is broken, or the server stopped while the job was prepared.
         """
         with self._changed:
             if self.state == "failed":
-                raise UnavailableError(_REFUSALS["failed"])
+                raise UnavailableError(_BROKEN)
             if run.cancelled.is_set():
                 raise UnavailableError(_STOPPED)
-            self._waiting[run] = job
+            self._arrived[run] = job
             self._changed.notify_all()
 
     async def close(self, grace: float) -> None:
@@ -154,74 +168,91 @@ class Worker:
         deadline = time.monotonic() + grace
         while self._open and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
-        with self._changed:
-            left = list(self._open)
-            self._waiting.clear()
-            for run in left:
-                run.cancelled.set()
-        for run in left:
-            run.post(UnavailableError(_STOPPED))
+        self._fail_open(_STOPPED)
+
+    def _require_life(self) -> None:
+        if self.state in ("failed", "closing"):
+            raise UnavailableError(_BROKEN if self.state == "failed" else _CLOSING)
 
     def _withdraw(self, run: Run) -> None:
         run.cancelled.set()
         with self._changed:
-            self._waiting.pop(run, None)
+            self._arrived.pop(run, None)
             self._open.discard(run)
             self._changed.notify_all()
 
+    def _fail_open(self, why: str) -> None:
+        with self._changed:
+            left = list(self._open)
+            self._arrived.clear()
+            self._open.clear()
+            self._changed.notify_all()
+        for run in left:
+            run.cancelled.set()
+            run.post(UnavailableError(why))
+
     # ---------------------------------------------------------------- on the worker's thread
     def _work(self) -> None:
-        self._warm_up()
-        while (taken := self._take()) is not None:
-            run, job = taken
-            last = self._carry_out(run, job)
-            with self._changed:
-                self._open.discard(run)
-                self._running = None
-            run.post(last)  # only now: whoever reads it finds the place free
+        try:
+            self._warm_up()
+            while self._take_in():
+                for id, event in self._engine.step():
+                    self._hand_out(id, event)
+            for id in self._jobs:
+                self._engine.cancel(id)
+        except Exception:
+            logger.critical("the engine is broken: no request is answered any more", exc_info=True)
+            self._pass_to("failed")
+            self._fail_open(_BROKEN)
 
     def _warm_up(self) -> None:
         start = time.monotonic()
-        try:
-            self._engine.warm_up()
-            state: State = "ready"
-            logger.info("ready after %.1f s of warm-up", time.monotonic() - start)
-        except Exception:
-            state = "failed"
-            logger.exception("the model did not start")
+        self._engine.warm_up(lambda line: logger.info("compiled: %s", line))
+        logger.info("ready after %.1f s of warm-up", time.monotonic() - start)
+        self._pass_to("ready")
+
+    def _pass_to(self, state: State) -> None:
         with self._changed:
-            if self.state == "warming":
+            if self.state != "closing":
                 self.state = state
-            failed = list(self._waiting) if state == "failed" else []
-            if failed:
-                self._waiting.clear()
-                self._open.clear()
-        for run in failed:
-            run.post(UnavailableError(_REFUSALS["failed"]))
         with contextlib.suppress(RuntimeError):  # the loop is closed: the server is gone already
             self._loop.call_soon_threadsafe(self.warm.set)
 
-    def _take(self) -> tuple[Run, Job] | None:
-        """The next of the line; None when none will come: the engine failed, or the server closes and all is done."""
+    def _take_in(self) -> bool:
+        """Waits for work and brings the engine what came: new jobs, and whose client is gone. False: no more comes."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._over())
-            self._running = run = next(iter(self._waiting), None)
-            return None if run is None else (run, self._waiting.pop(run))
+            self._changed.wait_for(lambda: self._arrived or self._engine.busy or self._over())
+            if self._over():
+                return False
+            arrived = list(self._arrived.items())
+            self._arrived.clear()
+        for run, job in arrived:
+            try:
+                self._jobs[self._engine.submit(job)] = run
+            except ValueError as error:
+                self._end(run, self._told(run, error))
+        for id in [id for id, run in self._jobs.items() if run.cancelled.is_set()]:
+            self._engine.cancel(id)
+            del self._jobs[id]
+        return True
 
     def _over(self) -> bool:
-        return self.state == "failed" or (self.state == "closing" and not self._open)
+        return self.state == "closing" and not self._open
 
-    def _carry_out(self, run: Run, job: Job) -> Finished | ApiError:
-        """Posts the canvases of a run and returns what ends it."""
-        try:
-            with contextlib.closing(self._metrics.watch(self._engine.generate(job), run.asked)) as events:
-                for event in events:
-                    if isinstance(event, Finished):
-                        return event
-                    if run.cancelled.is_set():
-                        return Finished("stop")  # nobody reads it
-                    run.post(event)
-            raise RuntimeError("the engine ended without saying why")
-        except Exception:
-            logger.exception("request %s failed in the engine", run.request_id)
-            return InternalError(run.request_id)
+    def _hand_out(self, id: int, event: Event) -> None:
+        run = self._jobs[id]
+        self._metrics.add_event(event, run.progress)
+        if isinstance(event, Finished | Failed):
+            del self._jobs[id]
+            self._end(run, self._told(run, event.error) if isinstance(event, Failed) else event)
+        else:
+            run.post(event)
+
+    def _end(self, run: Run, last: Finished | ApiError) -> None:
+        with self._changed:
+            self._open.discard(run)
+        run.post(last)  # only now: whoever reads it finds the place free
+
+    def _told(self, run: Run, error: Exception) -> ApiError:
+        logger.error("request %s failed in the engine", run.request_id, exc_info=error)
+        return InternalError(run.request_id)

@@ -27,7 +27,7 @@ PLAIN = {"chat_template_kwargs": {"thinking": False}}
 
 @pytest.fixture(scope="module")
 def engine() -> CheckpointEngine:
-    return CheckpointEngine.load(DEMO_CHECKPOINT, "bfloat16")
+    return CheckpointEngine.load(DEMO_CHECKPOINT, "bfloat16", slots=2)
 
 
 @pytest.fixture

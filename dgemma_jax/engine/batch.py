@@ -53,6 +53,7 @@ class Batch:
 
     def __init__(self, model: Model, budget: Budget, apart: bool) -> None:
         self._model = model
+        self._flat = programs.flat(model.graphdef, model.params)
         self._budget = budget
         self._apart = apart
         self._rows: list[_Row] = []  # row i of the cache belongs to the i-th; further rows are idle
@@ -81,9 +82,8 @@ class Batch:
         """Takes at most so many steps, fewer when a canvas is done."""
         self._grow()
         assert self._cache is not None and self._state is not None
-        model = self._model
         denoised = programs.denoise(
-            model.graphdef, model.params, self._cache, self._state, self._device_rows(), np.int32(most), self._apart
+            *self._flat, self._cache, self._state, self._device_rows(), np.int32(most), self._apart
         )
         self._state = denoised.state
         done_B, step_B, finite_B, argmax_BL = jax.device_get((*denoised[1:], denoised.state.argmax_BL))

@@ -12,7 +12,7 @@ from typing import Any
 from dgemma_jax.engine import offline, warm
 from dgemma_jax.engine.core import Core, Events
 from dgemma_jax.engine.device import Device, ModelDevice
-from dgemma_jax.engine.events import EngineDeadError, Event, Failed, Request
+from dgemma_jax.engine.events import EngineDeadError, Event, Failed, RefusedError, Request
 from dgemma_jax.engine.memory import Budget, free_bytes
 from dgemma_jax.engine.prefix import PrefixStore, Reuse
 from dgemma_jax.generate import Finished
@@ -32,12 +32,16 @@ def model_device(
     apart: bool,
 ) -> ModelDevice:
     """The device side of an `Engine`; see there."""
-    total = free_bytes() * 3 // 4 if kv_bytes is None else kv_bytes
-    kept = total // 3 if prefix_bytes is None else prefix_bytes
+    total = free_bytes() if kv_bytes is None else kv_bytes
+    kept = 0 if reuse == "off" else total // 4 if prefix_bytes is None else prefix_bytes
     text = model.config.text
-    positions = min(max_context or text.max_position_embeddings, text.max_position_embeddings)
-    budget = Budget(total=total, slots=slots, positions=positions, text=text, dtype=model.dtype, fixed_rows=apart)
-    return ModelDevice(model, budget, PrefixStore(kept, reuse), apart)
+    wanted = min(max_context or text.max_position_embeddings, text.max_position_embeddings)
+    budget = Budget(total=total - kept, slots=slots, positions=wanted, text=text, dtype=model.dtype, fixed_rows=apart)
+    shortest = model.config.canvas_length + 1
+    if wanted < shortest:
+        raise RefusedError(f"max_context must be at least {shortest}, a token and a canvas, found {wanted}")
+    budget.check(shortest)
+    return ModelDevice(model, budget.fitted(), PrefixStore(kept, reuse), apart)
 
 
 class Engine:
@@ -65,15 +69,19 @@ class Engine:
         Args:
             model: what answers.
             slots: canvases that are denoised together at most.
-            max_context: tokens of prompt and answer at most; None is the model's positions.
-            kv_bytes: for keys and values of requests that run. None: most of what the device has left.
-            prefix_bytes: for those of earlier prompts. None: a third of `kv_bytes`.
+            max_context: tokens of prompt and answer at most; None is the model's positions. See `positions`.
+            kv_bytes: for all keys and values. None: most of what the device has left.
+            prefix_bytes: of these, for earlier prompts; the rest is for requests that run. None: a quarter.
             reuse: "exact", "any" or "off"; see `prefix.py`.
             apart: compute each row alone, in the shapes of a batch of one. The answer is then the same in any
                 company to the last bit of every number, but a batch is no faster than its rows one after another.
-                Without it the numbers of a row may differ in their last bits between batch sizes.
+                Without it the numbers of a row may differ in their last bits between batch sizes, and a canvas that
+                the model is unsure of may become another text.
             steps: denoising steps between two looks at arrivals and cancellations, while no prompt is being read.
             max_queue: requests that may wait beside those in slots; None is any number.
+
+        Raises:
+            RefusedError: not even a prompt of one token and one canvas fit; the text has the numbers.
         """
         device = model_device(model, slots, max_context, kv_bytes, prefix_bytes, reuse, apart)
         self._begin(device, steps, max_queue)
@@ -96,6 +104,16 @@ class Engine:
         self._thread: threading.Thread | None = None
 
     @property
+    def positions(self) -> int:
+        """Tokens of prompt and answer at most: what was asked for, or less where the memory holds no more."""
+        return self._device.budget.positions
+
+    @property
+    def slots(self) -> int:
+        """Canvases that are denoised together at most."""
+        return self._device.budget.slots
+
+    @property
     def error(self) -> Exception | None:
         """Why the engine takes no more requests; None while it lives."""
         return self._core.error
@@ -109,6 +127,11 @@ class Engine:
     def running(self) -> int:
         """Requests being read or denoised."""
         return self._core.running
+
+    @property
+    def busy(self) -> bool:
+        """Whether `step` has anything to do."""
+        return self._core.busy
 
     def warm_up(self, progress: Callable[[str], None] = lambda line: None, *, truncation: bool = False) -> None:
         """Compiles what requests would otherwise wait for; a line for every bucket. Before the first request.
@@ -136,7 +159,7 @@ class Engine:
 
     def run(self) -> Iterator[tuple[int, Event]]:
         """Takes steps until every request is answered. For engines without a thread."""
-        while self._core.busy:
+        while self.busy:
             yield from self.step()
 
     def listen(self, request: Request, listener: Listener) -> int:

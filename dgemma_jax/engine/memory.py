@@ -6,6 +6,7 @@ more rows: the prompt being read, and the row being extended by its canvas.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import os
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ from dgemma_jax.engine.events import RefusedError
 ROWS_BESIDE = 2
 SHARE = 0.8
 """Of the memory that is left on a device, what keys and values get by default; activations need the rest."""
+CPU_SHARE = 1 / 8
+"""Of the machine's memory, where the device does not tell what it has left."""
 
 
 def row_bytes(config: TextConfig, capacity: int, dtype: jnp.dtype) -> int:
@@ -37,11 +40,11 @@ def rows_bucket(rows: int, slots: int) -> int:
 
 
 def free_bytes() -> int:
-    """What the first device has left, or a quarter of the machine's memory where the device does not tell."""
+    """What keys and values get where nothing else is said."""
     stats = jax.devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return int(SHARE * (stats["bytes_limit"] - stats["bytes_in_use"]))
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+    return int(CPU_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +74,11 @@ class Budget:
     def fits(self, lengths: Sequence[int]) -> bool:
         """Whether requests that will grow to these lengths can all be in the batch at once, to their ends."""
         return len(lengths) <= self.slots and self.needs(lengths) <= self.total
+
+    def fitted(self) -> Budget:
+        """The same with no more positions than one request alone has room for."""
+        longest = bisect.bisect_left(range(1, self.positions + 1), True, key=lambda length: not self.fits([length]))
+        return dataclasses.replace(self, positions=longest)
 
     def check(self, length: int) -> None:
         """Raises RefusedError for a request that does not even fit alone."""

@@ -14,6 +14,7 @@ wrapped has overwritten what the shorter prefix needs.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from typing import Literal, NamedTuple
 
@@ -37,7 +38,7 @@ class Entry:
     ends: tuple[int, ...]
     pictured: bool = False
 
-    @property
+    @functools.cached_property
     def bytes(self) -> int:
         """What it costs."""
         return sum(x.nbytes for layer in self.cache.layers for x in layer)
@@ -62,11 +63,8 @@ class PrefixStore:
         self.reuse = reuse
         self._most = 0 if reuse == "off" else most_bytes
         self._entries: list[Entry] = []  # the least recently used first
-
-    @property
-    def bytes(self) -> int:
+        self.bytes = 0
         """What all entries cost."""
-        return sum(entry.bytes for entry in self._entries)
 
     def has_room_for(self, size: int) -> bool:
         """Whether an entry of so many bytes would be kept: worth making."""
@@ -76,10 +74,12 @@ class PrefixStore:
         """Keeps an entry, in place of those used least recently and of one for the same tokens."""
         if not self.has_room_for(entry.bytes):
             return
-        self._entries = [old for old in self._entries if not _same(old, entry)]
+        for old in [old for old in self._entries if _same(old, entry)]:
+            self._drop(old)
         self._entries.append(entry)
+        self.bytes += entry.bytes
         while self.bytes > self._most:
-            del self._entries[0]
+            self._drop(self._entries[0])
 
     def find(self, keys_T: np.ndarray, ends: tuple[int, ...], pictured: bool = False) -> Found | None:
         """The longest start of a prompt that is there, and marks it as used."""
@@ -101,9 +101,9 @@ class PrefixStore:
             length = _outside_images(keys_T, common)
         return length if length == len(entry.keys_T) or entry.whole else 0
 
-    def clear(self) -> None:
-        """Forgets everything."""
-        self._entries.clear()
+    def _drop(self, entry: Entry) -> None:
+        self._entries.remove(entry)
+        self.bytes -= entry.bytes
 
 
 def common_prefix(a_T: np.ndarray, b_T: np.ndarray) -> int:

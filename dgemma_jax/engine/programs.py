@@ -40,6 +40,27 @@ class Rows:
     running_B: jax.Array
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Structure:
+    """A model without its numbers, for what runs every step: compared by identity, which costs nothing."""
+
+    graphdef: nnx.GraphDef
+    treedef: jax.tree_util.PyTreeDef
+
+    def model(self, numbers: list[jax.Array]) -> DiffusionGemma:
+        """The model with the numbers that `flat` took out of it."""
+        return nnx.merge(self.graphdef, jax.tree.unflatten(self.treedef, numbers))
+
+
+_structure = functools.cache(Structure)  # the same for the same model: nothing is compiled twice
+
+
+def flat(graphdef: nnx.GraphDef, params: nnx.State) -> tuple[Structure, list[jax.Array]]:
+    """Structure and numbers of a model. Hashing graphs and walking parameters takes milliseconds."""
+    numbers, treedef = jax.tree.flatten(params)
+    return _structure(graphdef, treedef), numbers
+
+
 class Denoised(NamedTuple):
     """Which rows have come to the end of their canvas, after how many steps, and which are still numbers."""
 
@@ -51,8 +72,8 @@ class Denoised(NamedTuple):
 
 @functools.partial(jax.jit, static_argnums=(0, 6), donate_argnums=3)
 def denoise(
-    graphdef: nnx.GraphDef,
-    params: nnx.State,
+    structure: Structure,
+    numbers: list[jax.Array],
     cache: kv.Cache,
     state: loop.State,
     rows: Rows,
@@ -63,7 +84,7 @@ def denoise(
 
     `apart`: each row is computed alone, in the shapes of a batch of one; else all rows are one batch.
     """
-    model = nnx.merge(graphdef, params)
+    model = structure.model(numbers)
     draws = _draws(model.config, rows)
     state = _choose(rows.fresh_B, loop.start(model, draws, rows.settings), state)
     state = dataclasses.replace(state, done_B=state.done_B | ~rows.running_B)
@@ -155,14 +176,11 @@ def arrange(cache: kv.Cache, order: Sequence[int], capacity: int, window: int, *
     return kv.Cache(tuple(layers), pick(cache.length_B, order_B), cache.layer_types)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def blank(graphdef: nnx.GraphDef, params: nnx.State, rows: Rows) -> loop.State:
     """States that mean nothing, of the right shapes."""
-
-    def start(params: nnx.State, rows: Rows) -> loop.State:
-        model = nnx.merge(graphdef, params)
-        return loop.start(model, _draws(model.config, rows), rows.settings)
-
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(start, params, rows))
+    model = nnx.merge(graphdef, params)
+    return loop.start(model, _draws(model.config, rows), rows.settings)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
+import jax
 import numpy as np
 
 from dgemma_jax import cache as kv
@@ -14,6 +18,7 @@ from dgemma_jax.engine.batch import Batch
 from dgemma_jax.engine.device import ModelDevice
 from dgemma_jax.engine.events import Request
 from dgemma_jax.engine.memory import Budget
+from dgemma_jax.pretrained import Model
 from dgemma_jax.sampling.options import PLAIN, SamplingOptions
 
 
@@ -34,35 +39,44 @@ def batch_rows(budget: Budget, capacity: int) -> list[int]:
 
 def warm_up(device: ModelDevice, progress: Callable[[str], None], truncation: bool) -> None:
     """Compiles for every capacity the passes over prompts, and for every batch size the denoising and the commit."""
-    canvas = device.model.config.canvas_length
-    for capacity in capacities(device.budget, canvas):
-        if device.budget.fits([capacity]):
-            for line, seconds in _timed(_capacity(device, capacity, truncation)):
-                progress(f"{line}: {seconds:.1f} s")
+    # Elsewhere compilers measure on the device, and must not disturb each other.
+    threads = os.cpu_count() if jax.default_backend() == "cpu" else 1
+    with ThreadPoolExecutor(threads, thread_name_prefix="warm-up") as pool:
+        running = [pool.submit(_timed, *part) for part in _parts(device, truncation)]
+        try:
+            for part in as_completed(running):
+                progress(part.result())
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
-def _timed(lines: Iterator[str]) -> Iterator[tuple[str, float]]:
+def _timed(line: str, work: Callable[[], object]) -> str:
     start = time.monotonic()
-    for line in lines:
-        now = time.monotonic()
-        yield line, now - start
-        start = now
+    work()
+    return f"{line}: {time.monotonic() - start:.1f} s"
 
 
-def _capacity(device: ModelDevice, capacity: int, truncation: bool) -> Iterator[str]:
-    model, budget = device.model, device.budget
-    canvas = model.config.canvas_length
-    smaller = [size for size in capacities(budget, canvas) if size < capacity]
-    for size in sorted({canvas, *PREFILL_BUCKETS}):
-        if size <= capacity:
-            tokens = np.zeros((1, min(size, capacity - canvas)), np.int64)  # as `check_tokens` has them
-            model.extend(kv.empty(model.config.text, 1, capacity, model.dtype), tokens, None)
-            yield f"prompt pass of {size} tokens, {capacity} positions"
-    _arrange(device, capacity)
-    length = max(smaller, default=0) + 1  # the shortest prompt whose cache is this large
-    wanted = [PLAIN, SamplingOptions(top_k=1)] if truncation else [PLAIN]
-    for options in wanted:
-        yield from _batches(device, capacity, max(1, length - canvas), options)
+def _parts(device: ModelDevice, truncation: bool) -> Iterator[tuple[str, Callable[[], object]]]:
+    """What is to be compiled, each part with its name; what takes longest comes first."""
+    budget, canvas = device.budget, device.model.config.canvas_length
+    fitting = [size for size in capacities(budget, canvas) if budget.fits([size])]
+    for options in [PLAIN, SamplingOptions(top_k=1)] if truncation else [PLAIN]:
+        for below, capacity in zip([0, *fitting], fitting, strict=False):
+            length = max(1, below + 1 - canvas)  # of the shortest prompt whose cache is this large
+            for rows in batch_rows(budget, capacity):
+                line = f"canvases of {rows} rows, {capacity} positions" + (", truncated" if options.truncates else "")
+                yield line, functools.partial(_batch, device, rows, capacity, length, options)
+    for capacity in fitting:
+        for size in sorted({canvas, *PREFILL_BUCKETS}):
+            if size <= capacity:
+                line = f"prompt pass of {size} tokens, {capacity} positions"
+                yield line, functools.partial(_pass, device.model, size, capacity)
+        yield f"copies of {capacity} positions", functools.partial(_arrange, device, capacity)
+
+
+def _pass(model: Model, size: int, capacity: int) -> None:
+    tokens = np.zeros((1, min(size, capacity - model.config.canvas_length)), np.int64)  # as `check_tokens` has them
+    model.extend(kv.empty(model.config.text, 1, capacity, model.dtype), tokens, None)
 
 
 def _arrange(device: ModelDevice, capacity: int) -> None:
@@ -78,19 +92,17 @@ def _arrange(device: ModelDevice, capacity: int) -> None:
                 programs.arrange(cache, range(rows), size, text.sliding_window)
 
 
-def _batches(device: ModelDevice, capacity: int, length: int, options: SamplingOptions) -> Iterator[str]:
-    """Grows a batch request by request and shrinks it again, as the engine would."""
-    model, budget = device.model, device.budget
-    batch = Batch(model, budget, device.apart)
-    request = Request(tokens=(0,) * length, max_new_tokens=1, options=options)
-    plan = device.plan(request)
+def _batch(device: ModelDevice, rows: int, capacity: int, length: int, options: SamplingOptions) -> None:
+    """Fills a batch of so many rows, and does with it what the engine would."""
+    model = device.model
+    batch = Batch(model, device.budget, device.apart)
+    plan = device.plan(Request(tokens=(0,) * length, max_new_tokens=1, options=options))
     joined = 0
-    for rows in batch_rows(budget, capacity):
-        while joined < rows and budget.fits([capacity] * (joined + 1)):
-            batch.join(joined, plan, kv.empty(model.config.text, 1, capacity, model.dtype))
-            joined += 1
-        batch.denoise(0)
-        batch.write(0, batch.copy(0))
-        yield f"canvases of {rows} rows, {capacity} positions" + (", truncated" if options.truncates else "")
+    while joined < device.budget.slots and device.budget.rows(joined + 1) <= rows:
+        batch.join(joined, plan, kv.empty(model.config.text, 1, capacity, model.dtype))
+        joined += 1
+    batch.denoise(0)
+    batch.logprobs(0, 1, 1)
+    batch.write(0, batch.copy(0))
     for id in range(joined):
         batch.leave(id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Literal, NamedTuple
 
 import jax
@@ -55,6 +56,13 @@ class Layer(nnx.Module):
         self, x_BTD: jax.Array, turn: Rotation, past: Segment | None, mask_BTT: jax.Array | None, mode: Mode
     ) -> LayerOutput:
         """Reads `past` and the tokens themselves, as far as the masks allow."""
+        graphdef, state = nnx.split(self)
+        return _traced_once(graphdef, state, x_BTD, turn, past, mask_BTT, mode)
+
+    def run(
+        self, x_BTD: jax.Array, turn: Rotation, past: Segment | None, mask_BTT: jax.Array | None, mode: Mode
+    ) -> LayerOutput:
+        """The layer itself."""
         attended_BTD, key_value = self.attention(self.attention_norm(x_BTD), turn, past, mask_BTT)
         x_BTD = x_BTD + self.attention_out_norm(attended_BTD)
         # The router reads the residual stream itself; the experts and the MLP each read their own norm of it.
@@ -65,3 +73,20 @@ class Layer(nnx.Module):
         x_BTD = x_BTD + self.feedforward_out_norm(self.mlp_out_norm(mlp_BTD) + self.experts_out_norm(expert_BTD))
         scalar = self.encoder_scalar_1 if mode == "encoder" else self.decoder_scalar_1
         return LayerOutput(x_BTD * scalar[...][0], key_value, routing)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 6))
+def _traced_once(
+    graphdef: nnx.GraphDef,
+    state: nnx.State,
+    x_BTD: jax.Array,
+    turn: Rotation,
+    past: Segment | None,
+    mask_BTT: jax.Array | None,
+    mode: Mode,
+) -> LayerOutput:
+    """Layers of one kind differ in their parameters only: a program is traced and lowered once for all of them.
+
+    The compiler inlines them, so that what runs is the same.
+    """
+    return nnx.merge(graphdef, state).run(x_BTD, turn, past, mask_BTT, mode)

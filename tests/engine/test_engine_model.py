@@ -86,6 +86,33 @@ def test_the_engine_answers_as_the_plain_path_does(model: Model) -> None:
     engine.close()
 
 
+HEAT = GenerationConfig(max_denoising_steps=6, entropy_bound=90.0, t_min=5.0, t_max=9.0, eos_token_ids=())
+
+
+def test_nobody_can_tell_who_else_is_there(model: Model) -> None:
+    """Beside hot, long, equal and leaving neighbours, in every slot, known or not: the same answer."""
+    asked = Request(tokens=(9, 8, 7, 6), max_new_tokens=20, seed=5)
+    wanted = alone(model, asked)
+    neighbours = [
+        Request(tokens=(11,) * 150, max_new_tokens=40, generation=HEAT),
+        dataclasses.replace(asked, seed=6, max_new_tokens=30),
+        Request(tokens=tuple(range(6, 60)), max_new_tokens=9, draft_every=1),
+        asked,
+    ]
+    engine = Engine(model, slots=2, apart=True)
+    for place in range(3):
+        answers: dict[int, Answer] = {}
+        line = [*neighbours[:place], asked, *neighbours[place:]]
+        ids = [engine.submit(one) for one in line]
+        for id, event in engine.run():
+            answers[id] = answers.get(id, Answer()).after(event)
+            if isinstance(event, Prefilled) and id == ids[-2]:
+                engine.cancel(id)
+        same = [answers[id] for id, one in zip(ids, line, strict=True) if one == asked]
+        assert plain(same) == [wanted, wanted]
+    engine.close()
+
+
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
     model = dataclasses.replace(reading.model("window6", backend="all_experts"), generation=SETTINGS)

@@ -25,7 +25,7 @@ def test_no_request_waits_for_a_compilation_after_the_warm_up(
     engine = Engine(model, slots=2, max_context=100)
     lines: list[str] = []
     engine.warm_up(lines.append)
-    assert len(lines) == 2 * (1 + 2), "a canvas and a chunk have one length here"
+    assert len(lines) == 2 * (1 + 2 + 1), "a canvas and a chunk have one length here"
     assert all(line.endswith(" s") for line in lines)
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         for _ in range(2):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -13,10 +14,12 @@ from serve.engine import (
     Call,
     Canvas,
     Event,
+    Failed,
     Finished,
     Job,
     MediumError,
     Piece,
+    Prefilled,
     Prompt,
     PromptError,
     PromptLengthError,
@@ -95,9 +98,9 @@ class FakeParser:
 
 
 class FakeEngine:
-    """Answers `You said: <last message>`, after a thought when thinking is on.
+    """Answers `You said: <last message>`, after a thought if thinking is on; a step is a canvas of each job in a slot.
 
-    `answer` replaces the reply's text; a message "explode" raises after the first canvas; "hold" waits for `release`
+    `answer` replaces the reply's text; a message "explode" fails after the first canvas; "hold" waits for `release`
     before each canvas but the first, so that a test decides how far the reply is. A medium is a text, its own place in
     the prompt: `<kind detail length-of-the-file>`; the file `broken` is none.
     """
@@ -116,6 +119,11 @@ class FakeEngine:
         self.cached_tokens = 0
         self.release = threading.Event()
         self.warm_up_error: Exception | None = None
+        self.broken: Exception | None = None
+        self.slots = 1
+        self._ids = itertools.count()
+        self._open: dict[int, Generator[Event | None, None, None]] = {}
+        self._cancelled: set[int] = set()
 
     def render(
         self, messages: list[dict[str, Any]], *, thinking: bool, tools: list[dict[str, Any]] | None = None
@@ -150,32 +158,65 @@ class FakeEngine:
     def parser(self, prompt: Sequence[int]) -> FakeParser:
         return FakeParser()
 
-    def warm_up(self) -> None:
+    def warm_up(self, progress: Callable[[str], None]) -> None:
+        progress("nothing")
         if self.warm_up_error:
             raise self.warm_up_error
 
-    def generate(self, job: Job) -> Generator[Event, None, None]:
-        self.jobs.append(job)
+    def submit(self, job: Job) -> int:
+        id = next(self._ids)
+        self._open[id] = self._generate(job)
+        return id
+
+    def cancel(self, id: int) -> None:
+        self._cancelled.add(id)
+
+    @property
+    def running(self) -> int:
+        return min(self.slots, len(self._open))
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._open)
+
+    def step(self) -> list[tuple[int, Event]]:
+        if self.broken:
+            raise self.broken
+        for id in self._cancelled & self._open.keys():
+            self._open.pop(id).close()
+        self._cancelled.clear()
+        events = [(id, event) for id in list(self._open)[: self.slots] if (event := self._advance(id)) is not None]
+        time.sleep(0 if events else 0.001)  # all that run are held
+        return events
+
+    def _advance(self, id: int) -> Event | None:
+        try:
+            event = next(self._open[id])
+        except FloatingPointError as error:
+            event = Failed(error)
+        if isinstance(event, Failed | Finished):
+            self._open.pop(id).close()
+        return event
+
+    def _generate(self, job: Job) -> Generator[Event | None, None, None]:
+        """A job's events; None where it is held."""
         said = "".join(map(chr, job.prompt))
         thought = f"{OPEN_THOUGHT}Hmm.{CLOSE_THOUGHT}" if said.startswith(OPEN_THOUGHT) else ""
         said = said.removeprefix(OPEN_THOUGHT).removeprefix(BOS)
         text = thought + self.answer(said) + END
         whole, text = text, text[: job.max_new_tokens]
         ending = "abandoned"
+        self.jobs.append(job)
         try:
+            yield Prefilled(self.cached_tokens)
             for start in range(0, len(text), CANVAS):
-                if start:
-                    self._between_canvases(said)
+                while start and said.startswith("hold") and not self.release.is_set():
+                    yield None
+                if start and said == "explode":
+                    raise FloatingPointError("a secret of the engine")
                 tokens = tuple(map(ord, text[start : start + CANVAS]))
-                yield Canvas(tokens, STEPS, logprobs_of(tokens, job.logprobs), self.cached_tokens)
+                yield Canvas(tokens, STEPS, logprobs_of(tokens, job.logprobs))
             ending = "finished"
             yield Finished("stop" if text == whole else "length")
         finally:
             self.ended.append(ending)
-
-    def _between_canvases(self, said: str) -> None:
-        if said == "explode":
-            raise FloatingPointError("a secret of the engine")
-        if said.startswith("hold"):
-            assert self.release.wait(PATIENCE), "the test never released the engine"
-        time.sleep(0)

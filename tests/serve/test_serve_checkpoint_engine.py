@@ -11,14 +11,15 @@ from pathlib import Path
 
 import jax
 import pytest
-from tiny_checkpoint import CANVAS, write_checkpoint
+from tiny_checkpoint import CANVAS, run, tokens_of, write_checkpoint
 
 import dgemma_jax
 from dgemma_jax.config import GenerationConfig
 from dgemma_jax.prompt.template import TemplateError
 from dgemma_jax.prompt.tokenizer import Tokenizer
-from serve.checkpoint_engine import CheckpointEngine, tempered
-from serve.engine import Canvas, Finished, Job, PromptError, PromptLengthError
+from serve.checkpoint_engine import CheckpointEngine
+from serve.checkpoint_jobs import tempered
+from serve.engine import Canvas, Finished, Job, Prefilled, PromptError, PromptLengthError
 
 HI = [{"role": "user", "content": "Hi"}]
 
@@ -32,20 +33,22 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(folder) -> CheckpointEngine:
-    engine = CheckpointEngine.load(folder, "float32")
-    engine.warm_up()
-    return engine
+    return CheckpointEngine.load(folder, "float32", slots=2)
 
 
 def test_a_job_gives_what_the_library_gives(engine, folder):
     model = dgemma_jax.load(folder, dtype="float32")
     job = Job(prompt=engine.render(HI, thinking=False), max_new_tokens=CANVAS + 3, seed=-7)
-    *canvases, last = engine.generate(job)
+    other = Job(prompt=engine.render(HI, thinking=True), max_new_tokens=CANVAS, seed=8)
+    (read, *canvases, last), _ = run(engine, job, other)
+    assert read == Prefilled(0)
     assert [len(canvas.tokens) for canvas in canvases] == [CANVAS, 3]
     assert all(isinstance(canvas, Canvas) and 1 <= canvas.steps <= 2 for canvas in canvases)
     assert last == Finished("length")
     wanted = model.generate([job.prompt], max_new_tokens=job.max_new_tokens, seed=job.seed)
-    assert [token for canvas in canvases for token in canvas.tokens] == wanted.tokens[0].tolist()
+    assert tokens_of(canvases) == wanted.tokens[0].tolist()
+    ((again, *same),) = run(engine, job)
+    assert again == Prefilled(len(job.prompt)) and same == [*canvases, last], "read once, answered alike"
 
 
 def test_a_reply_of_the_size_of_the_room_fits_and_one_more_canvas_does_not(engine):
@@ -53,8 +56,8 @@ def test_a_reply_of_the_size_of_the_room_fits_and_one_more_canvas_does_not(engin
     assert engine.room(length) == CANVAS
     prompt = engine.render(HI, thinking=False)
     prompt += (prompt[-1],) * (length - len(prompt))
-    *canvases, last = engine.generate(Job(prompt=prompt, max_new_tokens=engine.room(length) + 1, seed=0))
-    assert (sum(len(canvas.tokens) for canvas in canvases), last) == (CANVAS, Finished("length"))
+    (events,) = run(engine, Job(prompt=prompt, max_new_tokens=engine.room(length) + 1, seed=0))
+    assert (len(tokens_of(events)), events[-1]) == (CANVAS, Finished("length"))
     assert engine.room(100 - CANVAS) == CANVAS and engine.room(100 - CANVAS + 1) <= 0
 
 
@@ -98,7 +101,7 @@ def test_a_jobs_bounds_and_log_probabilities_are_the_librarys(engine, folder):
     job = Job(
         prompt=engine.render(HI, thinking=False), max_new_tokens=CANVAS + 3, seed=1, top_k=5, top_p=0.5, logprobs=2
     )
-    *canvases, _ = engine.generate(job)
+    ((_, *canvases, _),) = run(engine, job)
     options = dgemma_jax.SamplingOptions(top_k=5, top_p=0.5, logprobs=2)
     limit, settings = job.max_new_tokens, model.generation
     *wanted, _ = dgemma_jax.stream(
@@ -127,17 +130,25 @@ def test_text_that_cannot_fit_is_refused_by_its_size(engine):
     assert raised.value.least > engine.max_model_len
 
 
-def test_an_engine_warms_up_in_what_room_there_is(tmp_path, monkeypatch):
-    write_checkpoint(tmp_path, positions=2 * CANVAS - 1)
-    engine, wanted, stream = CheckpointEngine.load(tmp_path, "float32"), [], dgemma_jax.stream
+def test_what_fits_is_what_the_memory_holds(folder):
+    roomy = CheckpointEngine.load(folder, "float32", slots=2, reuse="off")
+    row = roomy._engine._device.budget.needs([1]) // 3  # beside it there are at most two more
+    assert roomy.max_model_len == 100
+    assert CheckpointEngine.load(folder, "float32", max_context=50).max_model_len == 50
+    assert CheckpointEngine.load(folder, "float32", kv_bytes=3 * row, reuse="off").max_model_len == 100
+    with pytest.raises(ValueError, match=rf"a request of {CANVAS + 1} tokens.* needs .* bytes.* has {3 * row - 1:,}"):
+        CheckpointEngine.load(folder, "float32", kv_bytes=3 * row - 1, reuse="off")
+    with pytest.raises(ValueError, match=rf"max_context must be at least {CANVAS + 1}"):
+        CheckpointEngine.load(folder, "float32", max_context=CANVAS)
 
-    def watched(model, prompt, **settings):
-        wanted.append((len(prompt), settings["max_new_tokens"]))
-        return stream(model, prompt, **settings)
 
-    monkeypatch.setattr(dgemma_jax, "stream", watched)
-    engine.warm_up()
-    assert wanted == [(1, CANVAS)]
+def test_an_engine_that_is_broken_raises(folder, monkeypatch):
+    engine = CheckpointEngine.load(folder, "float32", slots=2)
+    engine.submit(Job(prompt=engine.render(HI, thinking=False), max_new_tokens=CANVAS, seed=0))
+    monkeypatch.setattr(engine._engine._device, "denoise", lambda most: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        while engine.busy:
+            engine.step()
 
 
 def test_a_model_without_room_for_a_canvas_is_refused_before_its_weights(tmp_path, monkeypatch):

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from PIL import Image
-from tiny_checkpoint import FRAME_TOKENS, FRAMES, SOFT_TOKENS, write_checkpoint
+from tiny_checkpoint import FRAME_TOKENS, FRAMES, SOFT_TOKENS, run, tokens_of, write_checkpoint
 
 from dgemma_jax.prompt.tokenizer import Tokenizer
 from serve.app import create_app
 from serve.checkpoint_engine import CheckpointEngine
 from serve.config import ServeConfig
-from serve.engine import Job, MediumError, PromptError
+from serve.engine import Finished, Job, MediumError, PromptError
 
 URL = "/v1/chat/completions"
 DETAILS = ("low", "auto", "high")
@@ -36,7 +36,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(folder) -> CheckpointEngine:
-    return CheckpointEngine.load(folder, "float32")
+    return CheckpointEngine.load(folder, "float32", slots=2)
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +87,9 @@ def test_what_is_seen_reaches_the_model(engine):
     for shade in (10, 120):
         prompt = engine.expand(render(engine, "image"), [engine.read(picture(shade=shade), "image", "auto")])
         images = {"patches": prompt.patches, "patch_positions": prompt.patch_positions}
-        *canvases, _ = engine.generate(Job(prompt=prompt.tokens, max_new_tokens=8, seed=3, **images))
+        (events,) = run(engine, Job(prompt=prompt.tokens, max_new_tokens=8, seed=3, **images))
         wanted = engine._model.generate([prompt.tokens], max_new_tokens=8, seed=3, **images).tokens[0].tolist()
-        assert [token for canvas in canvases for token in canvas.tokens] == wanted
+        assert tokens_of(events) == wanted
         keys.append(jax.tree.leaves(engine._model.prefill([prompt.tokens], **images)))
     assert any((np.asarray(one) != np.asarray(other)).any() for one, other in zip(*keys, strict=True))
 
@@ -106,17 +106,9 @@ def test_pictures_of_every_shape_make_no_more_than_their_budget(engine):
     for size in ((1, 1), (1, 500), (500, 1), (7, 300), (64, 48)):
         prompt = engine.expand(render(engine, "image"), [engine.read(picture(*size), "image", "low")])
         assert 1 <= int((prompt.patch_positions[0, :, 0] >= 0).sum()) // 4 <= SOFT_TOKENS
-        list(
-            engine.generate(
-                Job(
-                    prompt=prompt.tokens,
-                    max_new_tokens=8,
-                    seed=0,
-                    patches=prompt.patches,
-                    patch_positions=prompt.patch_positions,
-                )
-            )
-        )
+        images = {"patches": prompt.patches, "patch_positions": prompt.patch_positions}
+        (events,) = run(engine, Job(prompt=prompt.tokens, max_new_tokens=8, seed=0, **images))
+        assert isinstance(events[-1], Finished)
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,23 @@ def test_flags_become_settings():
     assert parse_flags([]) == ServeConfig()
 
 
+@pytest.mark.parametrize(
+    ("text", "found"), [("1000", 1000), ("512MiB", 2**29), ("1.5g", 3 * 2**29), ("2 KB", 2048), ("4GiB", 2**32)]
+)
+def test_memory_is_given_in_bytes_or_larger_units(text, found):
+    assert parse_flags(["--kv-memory", text]).kv_memory == found
+
+
+def test_the_flags_of_the_engine_reach_it(monkeypatch, tmp_path):
+    engine, given = FakeEngine(), {}
+    engine.devices = "none"
+    monkeypatch.setattr(checkpoint_engine, "keep_compiled", lambda folder: None)
+    monkeypatch.setattr(checkpoint_engine.CheckpointEngine, "load", lambda *_, **limits: given.update(limits) or engine)
+    flags = ["--slots", "3", "--max-model-len", "99", "--kv-memory", "1G", "--prefix-reuse", "any", "--rows-apart"]
+    command._load(parse_flags(["--checkpoint", str(tmp_path), *flags]))
+    assert given == {"slots": 3, "max_context": 99, "kv_bytes": 2**30, "reuse": "any", "apart": True}
+
+
 def test_a_model_thinks_unless_its_server_is_told_otherwise():
     assert [parse_flags(flags).thinking for flags in ([], ["--thinking"], ["--no-thinking"])] == [True, True, False]
 
@@ -59,7 +76,17 @@ def test_a_server_answers_to_its_folders_name_and_to_the_published_one():
 
 
 @pytest.mark.parametrize(
-    "flags", [["--port", "70000"], ["--port", "x"], ["--max-queue", "-1"], ["--heartbeat-seconds", "0"], ["--what"]]
+    "flags",
+    [
+        ["--port", "70000"],
+        ["--port", "x"],
+        ["--max-queue", "-1"],
+        ["--heartbeat-seconds", "0"],
+        ["--slots", "0"],
+        ["--kv-memory", "much"],
+        ["--prefix-reuse", "some"],
+        ["--what"],
+    ],
 )
 def test_a_wrong_flag_exits_with_2(flags, capsys):
     with pytest.raises(SystemExit) as ended:
@@ -108,7 +135,7 @@ def test_a_host_that_is_none_is_one_line_that_names_the_flag(capsys, monkeypatch
     ],
 )
 def test_what_jax_refuses_while_loading_is_one_line_and_status_2(capsys, monkeypatch, tmp_path, error, said):
-    def broken(*_):
+    def broken(*_, **__):
         raise error
 
     monkeypatch.setattr(checkpoint_engine, "keep_compiled", lambda folder: None)
@@ -121,7 +148,7 @@ def test_a_compilation_cache_that_cannot_be_written_is_one_warning(monkeypatch, 
     (tmp_path / "file").touch()
     engine = FakeEngine()
     engine.devices = "none"
-    monkeypatch.setattr(checkpoint_engine.CheckpointEngine, "load", lambda *_: engine)
+    monkeypatch.setattr(checkpoint_engine.CheckpointEngine, "load", lambda *_, **__: engine)
     cache = tmp_path / "file" / "cache"
     assert command._load(ServeConfig(checkpoint=tmp_path, compilation_cache=cache)) is engine
     [warning] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]

@@ -8,9 +8,8 @@ import threading
 
 import openai
 import pytest
-from fake_engine import CANVAS, PATIENCE, FakeEngine
+from fake_engine import PATIENCE, FakeEngine
 
-from serve.engine import Canvas
 from serve.handlers import WORKER
 
 URL = "/v1/chat/completions"
@@ -53,9 +52,9 @@ async def test_a_client_that_goes_away_leaves_the_line(client, ask, engine: Fake
     first = asyncio.create_task(client.post(URL, json=ask("hold")))
     await eventually(lambda: len(engine.jobs) == 1)
     second = asyncio.create_task(client.post(URL, json=ask("never run")))
-    await eventually(lambda: len(worker._waiting) == 1)
+    await eventually(lambda: worker.waiting == 1)
     second.cancel()
-    await eventually(lambda: len(worker._waiting) == 0)
+    await eventually(lambda: worker.waiting == 0)
     engine.release.set()
     await first
     assert len(engine.jobs) == 1
@@ -66,7 +65,7 @@ async def test_a_full_line_is_a_429_and_opens_again(start, ask, engine: FakeEngi
         running = asyncio.create_task(client.post(URL, json=ask("hold")))
         await eventually(lambda: len(engine.jobs) == 1)
         waiting = asyncio.create_task(client.post(URL, json=ask("hi")))
-        await eventually(lambda: len(client.app[WORKER]._waiting) == 1)
+        await eventually(lambda: client.app[WORKER].waiting == 1)
         for stream in (False, True):
             refused = await client.post(URL, json=ask("hi", stream=stream))
             assert refused.status == 429
@@ -148,6 +147,105 @@ async def test_a_finished_reply_has_left_its_place(start, ask):
             assert (await client.post(URL, json=ask())).status == 200
 
 
+async def test_requests_in_slots_are_answered_together_and_none_waits_for_the_slowest(
+    start, ask, engine: FakeEngine, eventually
+):
+    engine.slots = 3
+    async with start() as client:
+        held = [asyncio.create_task(client.post(URL, json=ask(f"hold {index}"))) for index in range(2)]
+        await eventually(lambda: len(engine.jobs) == 2)
+        for index in range(5):
+            assert await content_of(await client.post(URL, json=ask(f"{index}"))) == f"You said: {index}"
+        assert engine.running == 2 and not any(reply.done() for reply in held)
+        engine.release.set()
+        assert [await content_of(await reply) for reply in held] == ["You said: hold 0", "You said: hold 1"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_goes_away_frees_its_slot_while_others_go_on(
+    start, ask, engine: FakeEngine, eventually, stream
+):
+    engine.slots = 2
+    async with start() as client:
+        stays = asyncio.create_task(client.post(URL, json=ask("hold this")))
+        leaves = asyncio.create_task(client.post(URL, json=ask("hold that", stream=stream)))
+        await eventually(lambda: len(engine.jobs) == 2)
+        if stream:
+            (await leaves).close()
+        else:
+            leaves.cancel()
+        await eventually(lambda: engine.ended == ["abandoned"])
+        assert engine.running == 1 and not stays.done()
+        engine.release.set()
+        assert await content_of(await stays) == "You said: hold this"
+
+
+@pytest.mark.parametrize("where", ["running", "waiting", "preparing"])
+async def test_a_request_that_takes_too_long_is_a_504_and_frees_its_place(
+    start, ask, engine: FakeEngine, eventually, monkeypatch, where
+):
+    async with start(request_seconds=0.2) as client:
+        if where == "preparing":
+            render = engine.render
+            monkeypatch.setattr(engine, "render", lambda *a, **k: engine.release.wait(PATIENCE) and render(*a, **k))
+        elif where == "waiting":
+            asyncio.create_task(client.post(URL, json=ask("hold the slot", stream=True)))  # noqa: RUF006
+            await eventually(lambda: len(engine.jobs) == 1)
+        response = await client.post(URL, json=ask("hold"))
+        assert (response.status, (await response.json())["error"]["code"]) == (504, "timeout")
+        assert response.headers["x-should-retry"] == "false"
+        await eventually(lambda: not client.app[WORKER]._open)
+        engine.release.set()
+        assert await content_of(await client.post(URL, json=ask("next"))) == "You said: next"
+
+
+async def test_a_stream_that_takes_too_long_ends_with_an_error_frame(start, ask, engine: FakeEngine, eventually):
+    async with start(request_seconds=0.2, heartbeat_seconds=0.05) as client:
+        text = await (await client.post(URL, json=ask("hold", stream=True))).text()
+        *_, error, done, _ = text.split("\n\n")
+        assert json.loads(error.removeprefix("data: "))["error"]["code"] == "timeout" and done == "data: [DONE]"
+        await eventually(lambda: engine.ended == ["abandoned"])
+
+
+async def test_an_engine_that_breaks_fails_every_open_request_and_shows_it(
+    start, ask, engine: FakeEngine, eventually, caplog
+):
+    engine.slots = 2
+    async with start() as client:
+        bodies = [ask("hold"), ask("hold", stream=True), ask("waits")]
+        opened = []
+        for count, body in enumerate(bodies, 1):
+            opened.append(asyncio.create_task(client.post(URL, json=body)))
+            await eventually(lambda count=count: len(client.app[WORKER]._open) == count)
+        await eventually(lambda: len(engine.jobs) == 2)
+        assert "engine_up 1.0" in await (await client.get("/metrics")).text()
+        engine.broken = MemoryError("the device is full")
+        whole, streamed, waited = await asyncio.gather(*opened)
+        for response in (whole, waited):
+            assert response.status == 503 and "stopped working" in (await response.json())["error"]["message"]
+        assert '"code":"unavailable"' in await streamed.text()
+        later = await client.post(URL, json=ask())
+        assert (later.status, (await later.json())["error"]["code"]) == (503, "unavailable")
+        assert (await client.get("/v1/health/ready")).status == 503
+        assert (await client.get("/v1/health/live")).status == 200
+        assert "engine_up 0.0" in await (await client.get("/metrics")).text()
+    assert "the engine is broken" in caplog.text and "the device is full" in caplog.text
+
+
+async def test_a_job_that_the_engine_refuses_fails_alone(client, ask, engine: FakeEngine, monkeypatch, caplog):
+    submit = engine.submit
+
+    def picky(job):
+        if job.max_new_tokens == 9:
+            raise ValueError("never fits")
+        return submit(job)
+
+    monkeypatch.setattr(engine, "submit", picky)
+    assert (await client.post(URL, json=ask(max_tokens=9))).status == 500
+    assert "never fits" in caplog.text
+    assert await content_of(await client.post(URL, json=ask("fine"))) == "You said: fine"
+
+
 async def test_an_engine_that_raises_fails_that_request_alone(client, ask, caplog):
     other = asyncio.create_task(client.post(URL, json=ask("fine")))
     response = await client.post(URL, json=ask("explode"))
@@ -170,14 +268,6 @@ async def test_an_engine_that_raises_in_a_stream_sends_an_error_frame(client, as
             pass
     assert caught.value.code == "internal_error"
     assert '"status":200' in caplog.text and '"error":"internal_error"' in caplog.text
-
-
-async def test_an_engine_that_ends_without_a_reason_is_a_500(client, ask, engine: FakeEngine, monkeypatch):
-    def short(job):
-        yield Canvas((65,) * CANVAS, 1)
-
-    monkeypatch.setattr(engine, "generate", short)
-    assert (await client.post(URL, json=ask())).status == 500
 
 
 async def test_a_silent_stream_has_heartbeats(start, ask, engine: FakeEngine):
@@ -233,7 +323,7 @@ async def test_shutdown_fails_what_does_not_finish_in_time(start, ask, engine: F
 
 
 async def test_requests_wait_for_the_warm_up_and_health_says_so(start, ask, engine: FakeEngine, monkeypatch):
-    monkeypatch.setattr(engine, "warm_up", lambda: engine.release.wait(5))
+    monkeypatch.setattr(engine, "warm_up", lambda progress: engine.release.wait(5))
     engine.warm_up_error = RuntimeError("only tells the fixture not to wait")
     async with start() as client:
         early = asyncio.create_task(client.post(URL, json=ask("early")))

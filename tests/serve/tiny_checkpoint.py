@@ -14,6 +14,7 @@ from dgemma_jax.config import FULL, SLIDING, GenerationConfig, ModelConfig, Text
 from dgemma_jax.model.diffusion_gemma import DiffusionGemma
 from dgemma_jax.prompt.tokenizer import Tokenizer
 from serve.config import DEMO_CHECKPOINT
+from serve.engine import Canvas, Engine, Event, Job
 
 CANVAS = 8
 SOFT_TOKENS, FRAMES, FRAME_TOKENS = 4, 3, 2
@@ -68,3 +69,17 @@ def write_checkpoint(folder: Path, positions: int = 100, *, sees: bool = False) 
     generation = GenerationConfig(max_denoising_steps=2, eos_token_ids=(tokenizer.token_id("<eos>"),))
     _, params = nnx.split(DiffusionGemma(config, nnx.Rngs(0), jnp.dtype("float32")))
     export(folder, config, generation, params, jnp.dtype("float32"))
+
+
+def run(engine: Engine, *jobs: Job) -> list[list[Event]]:
+    """What happens to each of some jobs, done together."""
+    events: dict[int, list[Event]] = {engine.submit(job): [] for job in jobs}
+    while engine.busy:
+        for id, event in engine.step():
+            events[id].append(event)
+    return list(events.values())
+
+
+def tokens_of(events: list[Event]) -> list[int]:
+    """The tokens of a reply."""
+    return [token for event in events if isinstance(event, Canvas) for token in event.tokens]

@@ -1,0 +1,61 @@
+"""A job in the library's terms, and the library's events in the server's."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import dgemma_jax
+from dgemma_jax.engine import Event as EngineEvent
+from dgemma_jax.engine import Failed as JobFailed
+from dgemma_jax.engine import Prefilled as PromptRead
+from serve.engine import Canvas, Event, Failed, Finished, Job, Prefilled, Sampling, TokenLogprob
+
+COLDEST = 1e-3
+"""What temperature 0 means: this fraction of the checkpoint's temperatures. Exact zero would divide by zero."""
+
+
+def request_of(job: Job, generation: dgemma_jax.GenerationConfig) -> dgemma_jax.Request:
+    """What the engine is to do; `generation` is the checkpoint's own."""
+    return dgemma_jax.Request(
+        tokens=job.prompt,
+        max_new_tokens=job.max_new_tokens,
+        seed=job.seed,
+        generation=tempered(sampled(generation, job.sampling), job.temperature),
+        options=dgemma_jax.SamplingOptions(top_k=job.top_k, top_p=job.top_p, logprobs=job.logprobs),
+        patches=job.patches,
+        patch_positions=job.patch_positions,
+    )
+
+
+def event_of(event: EngineEvent) -> Event:
+    """What the engine told of a job."""
+    match event:
+        case PromptRead(cached_tokens=cached):
+            return Prefilled(cached)
+        case dgemma_jax.CanvasCommitted(tokens, steps, logprobs):
+            scored = tuple(TokenLogprob(token.logprob, token.likeliest) for token in logprobs or ())
+            return Canvas(tokens, steps, scored if logprobs is not None else None)
+        case dgemma_jax.Finished(reason):
+            return Finished(reason)
+        case JobFailed(error):
+            return Failed(error)
+    raise AssertionError("no job asks for drafts")
+
+
+def sampled(generation: dgemma_jax.GenerationConfig, sampling: Sampling | None) -> dgemma_jax.GenerationConfig:
+    """The sampler's settings with a request's own in place of the checkpoint's."""
+    if sampling is None:
+        return generation
+    fields = dataclasses.asdict(sampling)
+    return dataclasses.replace(generation, max_denoising_steps=fields.pop("max_steps"), **fields)
+
+
+def tempered(generation: dgemma_jax.GenerationConfig, temperature: float) -> dgemma_jax.GenerationConfig:
+    """The sampler's settings at a request's `temperature`, which scales both ends of the temperature schedule.
+
+    1 is as the checkpoint says. Towards 0 the canvas is explored more and more greedily; 0 itself is `COLDEST`, where
+    tokens are drawn from what is practically the argmax. Every canvas starts from random tokens at any temperature,
+    so only the seed makes a reply repeatable.
+    """
+    scale = max(temperature, COLDEST)
+    return dataclasses.replace(generation, t_min=generation.t_min * scale, t_max=generation.t_max * scale)
