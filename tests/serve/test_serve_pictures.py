@@ -97,7 +97,9 @@ def test_what_is_seen_reaches_the_model(engine):
 def test_detail_chooses_how_finely_an_image_is_seen(engine, tokenizer):
     """With the budgets of the published checkpoint."""
     processor = dataclasses.replace(engine._model.processor, max_soft_tokens=280)
-    published = CheckpointEngine(dataclasses.replace(engine._model, processor=processor), tokenizer, engine._template)
+    published = CheckpointEngine(
+        dataclasses.replace(engine._model, processor=processor), tokenizer, engine._template, engine._engine
+    )
     seen = [published.read(picture(1000, 1000), "image", detail).patches.soft_tokens for detail in DETAILS]
     assert seen == [8**2, 16**2, 33**2], "squares of at most 70, 280 and 1120 soft tokens"
 
