@@ -176,6 +176,10 @@ class CheckpointEngine:
         """As `Engine.warm_up`."""
         self._engine.warm_up(progress)
 
+    def close(self) -> None:
+        """As `Engine.close`."""
+        self._engine.close()
+
     def submit(self, job: Job) -> int:
         """As `Engine.submit`."""
         return self._engine.submit(request_of(job, self._model.generation))

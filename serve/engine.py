@@ -258,7 +258,13 @@ class Engine(Protocol):
         """A fresh parser for the reply to this prompt."""
 
     def warm_up(self, progress: Callable[[str], None]) -> None:
-        """Compiles what requests would otherwise wait for; a line for each part. Before the first job."""
+        """Compiles what requests would otherwise wait for; a line for each part. Before the first job.
+
+        What seldom is needed may still be compiled after it returns, until `close`.
+        """
+
+    def close(self) -> None:
+        """Ends what goes on beside the jobs. After the last one."""
 
     def submit(self, job: Job) -> int:
         """Takes a job and returns its id. Raises ValueError for one that `room` would not have allowed."""

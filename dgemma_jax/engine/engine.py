@@ -102,6 +102,7 @@ class Engine:
         self._changed = threading.Condition()  # guards the listeners and `_closing`; told of arrivals
         self._closing = False
         self._thread: threading.Thread | None = None
+        self._end_warm_up: Callable[[], None] = lambda: None
 
     @property
     def positions(self) -> int:
@@ -136,10 +137,11 @@ class Engine:
     def warm_up(self, progress: Callable[[str], None] = lambda line: None, *, truncation: bool = False) -> None:
         """Compiles what requests would otherwise wait for; a line for every bucket. Before the first request.
 
+        On a CPU what long prompts need is still being compiled when this returns, on a thread that `close` ends.
         `truncation`: what requests with `top_k` or `top_p` need, too.
         """
         assert isinstance(self._device, ModelDevice), "only a model has programs to compile"
-        warm.warm_up(self._device, progress, truncation)
+        self._end_warm_up = warm.warm_up(self._device, progress, truncation)
 
     def submit(self, request: Request) -> int:
         """See `Core.submit`."""
@@ -206,7 +208,8 @@ class Engine:
         return offline.generate_many(self, requests, self._ahead, progress)
 
     def close(self) -> None:
-        """Fails what is open and ends the thread. More than once is no error."""
+        """Fails what is open and ends the threads. More than once is no error."""
+        self._end_warm_up()
         with self._changed:
             self._closing = True
             self._changed.notify_all()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -20,6 +23,8 @@ from dgemma_jax.engine.events import Request
 from dgemma_jax.engine.memory import Budget
 from dgemma_jax.pretrained import Model
 from dgemma_jax.sampling.options import PLAIN, SamplingOptions
+
+logger = logging.getLogger(__name__)
 
 
 def capacities(budget: Budget, canvas_length: int) -> list[int]:
@@ -37,27 +42,67 @@ def batch_rows(budget: Budget, capacity: int) -> list[int]:
     return sorted({budget.rows(n) for n in range(1, budget.slots + 1) if budget.fits([capacity] * n)})
 
 
-def warm_up(device: ModelDevice, progress: Callable[[str], None], truncation: bool) -> None:
-    """Compiles for every capacity the passes over prompts, and for every batch size the denoising and the commit."""
-    # Elsewhere compilers measure on the device, and must not disturb each other.
-    threads = os.cpu_count() if jax.default_backend() == "cpu" else 1
-    with ThreadPoolExecutor(threads, thread_name_prefix="warm-up") as pool:
-        running = [pool.submit(_timed, *part) for part in _parts(device, truncation)]
+class Part(NamedTuple):
+    """Something to compile: its name for people, how, and the capacity that it is for."""
+
+    line: str
+    work: Callable[[], object]
+    capacity: int
+
+
+def warm_up(device: ModelDevice, progress: Callable[[str], None], truncation: bool) -> Callable[[], None]:
+    """Compiles for every capacity the passes over prompts, and for every batch size the denoising and the commit.
+
+    On a CPU only the smallest capacity, that of short chats, is waited for; the larger ones are compiled beside the
+    first requests. What is returned ends that, as soon as the program being compiled is done.
+    """
+    if jax.default_backend() != "cpu":  # other compilers measure on the device, and must not disturb anybody
+        for part in _parts(device, truncation):
+            progress(_timed(part))
+        return lambda: None
+    smallest = device.budget.capacity(device.model.config.canvas_length + 1)
+    parts = list(_parts(device, truncation))
+    with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="warm-up") as pool:
+        running = [pool.submit(_timed, part) for part in parts if part.capacity == smallest]
         try:
-            for part in as_completed(running):
-                progress(part.result())
+            for done in as_completed(running):
+                progress(done.result())
         finally:
             pool.shutdown(cancel_futures=True)
+    return compile_behind([part for part in parts if part.capacity != smallest], progress)
 
 
-def _timed(line: str, work: Callable[[], object]) -> str:
+def compile_behind(parts: Sequence[Part], progress: Callable[[str], None]) -> Callable[[], None]:
+    """Compiles one part after another on a thread; what is returned ends it. So does the end of the process."""
+    stop = threading.Event()
+
+    def work() -> None:
+        for part in parts:
+            if stop.is_set() or not threading.main_thread().is_alive():
+                return
+            try:
+                progress(_timed(part))
+            except Exception:  # whoever needs the program compiles it again, and is told then
+                logger.exception("cannot compile ahead: %s", part.line)
+
+    thread = threading.Thread(target=work, name="warm-up")
+    thread.start()
+
+    def end() -> None:
+        stop.set()
+        thread.join()
+
+    return end
+
+
+def _timed(part: Part) -> str:
     start = time.monotonic()
-    work()
-    return f"{line}: {time.monotonic() - start:.1f} s"
+    part.work()
+    return f"{part.line}: {time.monotonic() - start:.1f} s"
 
 
-def _parts(device: ModelDevice, truncation: bool) -> Iterator[tuple[str, Callable[[], object]]]:
-    """What is to be compiled, each part with its name; what takes longest comes first."""
+def _parts(device: ModelDevice, truncation: bool) -> Iterator[Part]:
+    """What is to be compiled; what takes longest comes first."""
     budget, canvas = device.budget, device.model.config.canvas_length
     fitting = [size for size in capacities(budget, canvas) if budget.fits([size])]
     for options in [PLAIN, SamplingOptions(top_k=1)] if truncation else [PLAIN]:
@@ -65,13 +110,13 @@ def _parts(device: ModelDevice, truncation: bool) -> Iterator[tuple[str, Callabl
             length = max(1, below + 1 - canvas)  # of the shortest prompt whose cache is this large
             for rows in batch_rows(budget, capacity):
                 line = f"canvases of {rows} rows, {capacity} positions" + (", truncated" if options.truncates else "")
-                yield line, functools.partial(_batch, device, rows, capacity, length, options)
+                yield Part(line, functools.partial(_batch, device, rows, capacity, length, options), capacity)
     for capacity in fitting:
         for size in sorted({canvas, *PREFILL_BUCKETS}):
             if size <= capacity:
                 line = f"prompt pass of {size} tokens, {capacity} positions"
-                yield line, functools.partial(_pass, device.model, size, capacity)
-        yield f"copies of {capacity} positions", functools.partial(_arrange, device, capacity)
+                yield Part(line, functools.partial(_pass, device.model, size, capacity), capacity)
+        yield Part(f"copies of {capacity} positions", functools.partial(_arrange, device, capacity), capacity)
 
 
 def _pass(model: Model, size: int, capacity: int) -> None:

@@ -163,6 +163,9 @@ class FakeEngine:
         if self.warm_up_error:
             raise self.warm_up_error
 
+    def close(self) -> None:
+        pass
+
     def submit(self, job: Job) -> int:
         id = next(self._ids)
         self._open[id] = self._generate(job)
