@@ -48,6 +48,7 @@ def create_app(engine: Engine, config: ServeConfig) -> web.Application:
         running=lambda: worker.running,
         waiting=lambda: worker.waiting,
         most=worker.most,
+        memory=lambda: engine.memory_share,
         up=lambda: worker.state != "failed",
     )
     app[PROMPTS] = ThreadPoolExecutor(_PROMPT_THREADS, thread_name_prefix="prompt")

@@ -194,6 +194,11 @@ class CheckpointEngine:
         return self._engine.running
 
     @property
+    def memory_share(self) -> float:
+        """As `Engine.memory_share`."""
+        return self._engine.memory_share
+
+    @property
     def busy(self) -> bool:
         """As `Engine.busy`."""
         return self._engine.busy

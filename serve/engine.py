@@ -277,6 +277,10 @@ class Engine(Protocol):
         """Jobs that are worked on."""
 
     @property
+    def memory_share(self) -> float:
+        """Of the memory for keys and values, how much the jobs that are worked on take: 0 to 1."""
+
+    @property
     def busy(self) -> bool:
         """Whether `step` has anything to do."""
 

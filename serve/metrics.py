@@ -84,13 +84,20 @@ class Metrics:
         )
 
     def follow(
-        self, *, running: Callable[[], float], waiting: Callable[[], float], most: int, up: Callable[[], bool]
+        self,
+        *,
+        running: Callable[[], float],
+        waiting: Callable[[], float],
+        most: int,
+        memory: Callable[[], float],
+        up: Callable[[], bool],
     ) -> None:
         """Asks for the state of the engine at every reading; `most` requests may be open at once."""
         for name, what, read in (
             ("num_requests_running", "Requests the model works on.", running),
             ("num_requests_waiting", "Requests that wait for the model.", waiting),
             ("num_request_max", "Requests that may be open; more are answered 429.", lambda: most),
+            ("gpu_cache_usage_perc", "Of the memory for keys and values, what requests take: 0 to 1.", memory),
             ("engine_up", "Whether the model works: 0 once it is broken.", up),
         ):
             Gauge(name, what, registry=self.registry).set_function(read)

@@ -53,6 +53,8 @@ class Core:
         self._clock = clock
         self._ids = itertools.count()
         self._open: dict[int, _Open] = {}
+        self.memory_share = 0.0
+        """Of the memory for keys and values of running requests, what is taken since the last step: 0 to 1."""
         self._events: Events = []
         self._lock = threading.Lock()  # guards the three below, which other threads write
         self._arrived: deque[tuple[int, Plan, float]] = deque()
@@ -127,6 +129,11 @@ class Core:
 
     def _step(self) -> None:
         self._take_in()
+        self._work()
+        lengths, budget = self._scheduler.lengths, self._device.budget
+        self.memory_share = budget.needs(lengths) / budget.total if lengths else 0.0
+
+    def _work(self) -> None:
         match self._scheduler.next():
             case Read(id):
                 self._read(id)

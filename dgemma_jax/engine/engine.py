@@ -130,6 +130,11 @@ class Engine:
         return self._core.running
 
     @property
+    def memory_share(self) -> float:
+        """Of the memory for keys and values of running requests, how much they take: 0 to 1."""
+        return self._core.memory_share
+
+    @property
     def busy(self) -> bool:
         """Whether `step` has anything to do."""
         return self._core.busy

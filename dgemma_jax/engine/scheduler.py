@@ -76,6 +76,12 @@ class Scheduler:
         return len(self._running) + (self._reading is not None)
 
     @property
+    def lengths(self) -> list[int]:
+        """What the requests that are being read or denoised grow to."""
+        admitted = self._running if self._reading is None else [*self._running, self._reading]
+        return [self._open[id].longest for id in admitted]
+
+    @property
     def idle(self) -> bool:
         """Whether there is nothing to do."""
         return not self._open

@@ -103,6 +103,22 @@ def test_a_long_prompt_delays_running_canvases_by_one_pass_at_a_time() -> None:
     assert "denoise 1" in device.log
 
 
+def test_the_memory_that_running_requests_take_is_told() -> None:
+    device = HandDevice(slots=2)
+    core = Core(device, steps=1, max_queue=None)
+    assert core.memory_share == 0
+    core.submit(request(max_new_tokens=40))
+    core.step()
+    one = core.memory_share
+    core.submit(request(max_new_tokens=40))
+    for _ in range(3):
+        core.step()
+    assert 0 < one < core.memory_share <= 1
+    run(core)
+    core.step()
+    assert core.memory_share == 0
+
+
 def test_a_canvas_that_is_done_does_not_wait_for_the_slowest() -> None:
     device = HandDevice(slots=2)
     core = Core(device, steps=9, max_queue=None)

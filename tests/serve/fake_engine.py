@@ -179,6 +179,10 @@ class FakeEngine:
         return min(self.slots, len(self._open))
 
     @property
+    def memory_share(self) -> float:
+        return self.running / self.slots
+
+    @property
     def busy(self) -> bool:
         return bool(self._open)
 
