@@ -21,6 +21,7 @@ from dgemma_jax.generate import Generated, generate
 from dgemma_jax.inputs import check_images, check_tokens
 from dgemma_jax.model.moe import BACKENDS, choose_backend
 from dgemma_jax.prompt.tokenizer import Tokenizer
+from dgemma_jax.sampling.heads import HEADS, choose_head
 from dgemma_jax.sampling.options import PLAIN, SamplingOptions
 from dgemma_jax.training.lora import merge as merge_adapter
 from dgemma_jax.training.lora import read as read_adapter
@@ -180,6 +181,7 @@ def load(
     quantize: None = None,
     backend: str | None = None,
     lora: str | Path | None = None,
+    head: str | None = None,
 ) -> Model:
     """Loads a checkpoint folder: the Hugging Face layout, or the same with an Orbax tree for weights.
 
@@ -189,6 +191,7 @@ def load(
         dtype: "bfloat16", or "float32" for exactness. Weights are converted when the files hold the other.
         mesh, quantize: not implemented yet; must be None.
         backend: how the experts run, one of `model.moe.BACKENDS`; None chooses by device and size.
+        head: how the sampler passes over the vocabulary, one of `sampling.heads.HEADS`; None chooses by its size.
         lora: folder of an adapter (`dgemma_jax.training.lora`), which is added to the weights.
 
     Raises:
@@ -203,6 +206,8 @@ def load(
         raise ValueError(f'dtype must be "bfloat16" or "float32", found {dtype!r}')
     if backend is not None and backend not in BACKENDS:
         raise ValueError(f"backend must be None or one of {', '.join(sorted(BACKENDS))}, found {backend!r}")
+    if head is not None and head not in HEADS:
+        raise ValueError(f"head must be None or one of {', '.join(sorted(HEADS))}, found {head!r}")
     folder = Path(path)
     config, kind = read_model_config(folder), jnp.dtype(dtype)
     processor = None if config.vision is None else read_processor_config(folder, config)
@@ -210,7 +215,7 @@ def load(
     _check_special_ids(folder, generation, config)
     adapter = None if lora is None else read_adapter(Path(lora), config)
     chosen = backend or choose_backend(config.text, jax.default_backend())
-    graphdef, params = load_parameters(folder, config, kind, chosen)
+    graphdef, params = load_parameters(folder, config, kind, chosen, head or choose_head(config.text))
     params = params if adapter is None else merge_adapter(params, adapter)
     return Model(config, generation, processor, tokenizer, kind, graphdef, params)
 

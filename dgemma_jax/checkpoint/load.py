@@ -34,13 +34,13 @@ def _tied_copies(files: TensorFiles) -> set[str]:
 
 
 def load_parameters(
-    folder: Path, config: ModelConfig, dtype: jnp.dtype, backend: str
+    folder: Path, config: ModelConfig, dtype: jnp.dtype, backend: str, head: str = "materialised"
 ) -> tuple[nnx.GraphDef, nnx.State]:
     """Structure and parameters of the model, in `dtype`, on the default device.
 
     Raises `CheckpointError` for files that are damaged or do not fit the model.
     """
-    graphdef, state = nnx.split(abstract_model(config, dtype, backend))
+    graphdef, state = nnx.split(abstract_model(config, dtype, backend, head))
     flat = list(nnx.to_flat_state(state))
     if (folder / ORBAX_FOLDER).is_dir():
         from dgemma_jax.checkpoint import orbax  # most folders hold safetensors, and need not wait for its import

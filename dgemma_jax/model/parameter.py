@@ -27,6 +27,15 @@ def constant(value: float, dtype: jnp.dtype, **axes: int) -> nnx.Param:
     return nnx.Param(jnp.full(tuple(axes.values()), value, dtype), axes=tuple(axes))
 
 
+def slice_rows(x: jax.Array, first: jax.Array, size: int) -> jax.Array:
+    """`size` rows of a weight from `first` on, which a loop may vary."""
+    if x.dtype == jnp.bfloat16:
+        # XLA's CPU backend may slice bfloat16 by way of float32, and would move the widening of the whole weight, which
+        # does not depend on the loop, out of it.
+        x, first = jax.lax.optimization_barrier((x, first))
+    return jax.lax.dynamic_slice_in_dim(x, first, size)
+
+
 def einsum(formula: str, *operands: jax.Array) -> jax.Array:
     """`jnp.einsum` whose float32 is float32: GPUs and TPUs would otherwise round float32 inputs to 10 bits."""
     exact = all(x.dtype == jnp.float32 for x in operands)

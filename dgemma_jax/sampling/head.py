@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dgemma_jax.model.slices import MOST_LOGITS, sliced
 from dgemma_jax.model.text import TextModel
 from dgemma_jax.sampling.truncation import Truncation, truncate
 
@@ -37,6 +38,18 @@ def predict(
         entropy_BL=-jnp.sum(probability_BLV * log_BLV, axis=-1),
         soft_BLD=soft_embedding(text, logits_BLV),
     )
+
+
+def predict_drawn(
+    text: TextModel, x_BLD: jax.Array, temperature_B: jax.Array, uniform_BL: jax.Array, truncation: Truncation
+) -> jax.Array:
+    """The drawn tokens of `predict` alone: [B, L]. The logits exist for a slice of the positions at a time."""
+
+    def drawn(x_BSD: jax.Array, uniform_BS: jax.Array) -> jax.Array:
+        probability_BSV = jax.nn.softmax(text.logits(x_BSD) / temperature_B[:, None, None], axis=-1)
+        return draw(truncate(probability_BSV, truncation), uniform_BS)
+
+    return sliced(drawn, text.config.vocab_size, x_BLD, uniform_BL, most=MOST_LOGITS // 4)
 
 
 def draw(probability_BLV: jax.Array, uniform_BL: jax.Array) -> jax.Array:
