@@ -63,7 +63,8 @@ def predict_streaming(
     drawn_BL = _draw(text, x_AD, temperature_A1, groups, sums.max_A, uniform_BL.reshape(-1)).reshape(B, L)
     if truncation is not None:
         bounded_BL = predict_drawn(text, x_BLD, temperature_B, uniform_BL, truncation)
-        drawn_BL = jnp.where(truncation.bounded_B[:, None], bounded_BL, drawn_BL)
+        has_bounds_B = (truncation.top_k_B > 0) | (truncation.top_p_B < 1)
+        drawn_BL = jnp.where(has_bounds_B[:, None], bounded_BL, drawn_BL)
     dtype = text.embedding_VD.dtype
     soft_AD = (sums.soft_AD / sums.soft_total_A[:, None]).astype(dtype) * text.embedding_scale
     return Prediction(

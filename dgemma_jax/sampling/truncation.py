@@ -27,11 +27,6 @@ class Truncation:
     top_k_B: jax.Array
     top_p_B: jax.Array
 
-    @property
-    def bounded_B(self) -> jax.Array:
-        """Which rows have a bound."""
-        return (self.top_k_B > 0) | (self.top_p_B < 1)
-
     @classmethod
     def of(cls, rows: Sequence[SamplingOptions]) -> Truncation | None:
         """The bounds of rows; None where no row has any: a program without them does no work for them."""
