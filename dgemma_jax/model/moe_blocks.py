@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from dgemma_jax.model.mlp import gelu
-from dgemma_jax.model.parameter import einsum, slice_rows
+from dgemma_jax.model.parameter import einsum, slice_axis
 from dgemma_jax.model.router import Routing
 
 BLOCK_ROWS = 16
@@ -34,7 +34,7 @@ def expert_blocks(x_AD: jax.Array, routing: Routing, gate_up_EFD: jax.Array, dow
 
 def of_expert(weight_EYZ: jax.Array, expert: jax.Array) -> jax.Array:
     """The weight of one expert, which a loop may vary: [Y, Z]."""
-    return slice_rows(weight_EYZ, expert, 1)[0]
+    return slice_axis(weight_EYZ, expert, 1)[0]
 
 
 def _blocks(routing: Routing, E: int, rows: int) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:

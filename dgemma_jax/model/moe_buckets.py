@@ -1,6 +1,6 @@
 """Experts as one batched matrix product, each with room for as many tokens as the busiest needs: for GPUs.
 
-    busiest expert -> smallest capacity that holds it -> tokens gathered [E, R, D] -> products -> gathered back [A, X, D]
+    busiest expert -> smallest capacity that holds it -> tokens gathered [E, R, D] -> products -> back to [A, X, D]
 
 The capacity is chosen on the device by `lax.switch`, so nothing is ever dropped. Evenly spread tokens waste about
 half of the arithmetic; where reading the weights decides the time, as for one canvas, that costs nothing.

@@ -27,13 +27,13 @@ def constant(value: float, dtype: jnp.dtype, **axes: int) -> nnx.Param:
     return nnx.Param(jnp.full(tuple(axes.values()), value, dtype), axes=tuple(axes))
 
 
-def slice_rows(x: jax.Array, first: jax.Array, size: int) -> jax.Array:
-    """`size` rows of a weight from `first` on, which a loop may vary."""
+def slice_axis(x: jax.Array, first: jax.Array, size: int, axis: int = 0) -> jax.Array:
+    """`size` entries of an axis from `first` on, which a loop may vary: of a weight, or of a cache."""
     if x.dtype == jnp.bfloat16:
-        # XLA's CPU backend may slice bfloat16 by way of float32, and would move the widening of the whole weight, which
+        # XLA's CPU backend may slice bfloat16 by way of float32, and would move the widening of the whole array, which
         # does not depend on the loop, out of it.
         x, first = jax.lax.optimization_barrier((x, first))
-    return jax.lax.dynamic_slice_in_dim(x, first, size)
+    return jax.lax.dynamic_slice_in_dim(x, first, size, axis)
 
 
 def einsum(formula: str, *operands: jax.Array) -> jax.Array:

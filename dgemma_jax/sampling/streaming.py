@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from dgemma_jax.model.attention import MASKED
-from dgemma_jax.model.parameter import einsum, slice_rows
+from dgemma_jax.model.parameter import einsum, slice_axis
 from dgemma_jax.model.text import TextModel
 from dgemma_jax.sampling.head import Prediction, draw, predict_drawn
 from dgemma_jax.sampling.truncation import Truncation
@@ -106,7 +106,7 @@ def _add_tile(
     size = _tile_size(V)
     # The last tile is a whole one too: it reaches back, and what the one before has counted is masked.
     first = jnp.minimum(tile * size, V - size)
-    embedding_YD = slice_rows(text.embedding_VD[...], first, size)
+    embedding_YD = slice_axis(text.embedding_VD[...], first, size)
     logit_AY = text.cap(einsum("ad,yd->ay", x_AD, embedding_YD)) / temperature_A1
     place_Y = jnp.arange(size, dtype=jnp.int32)
     if V % size:
