@@ -22,10 +22,16 @@ class Prediction(NamedTuple):
 
 
 def predict(
-    text: TextModel, x_BLD: jax.Array, temperature_B: jax.Array, uniform_BL: jax.Array, truncation: Truncation | None
+    text: TextModel,
+    x_BLD: jax.Array,
+    temperature_B: jax.Array,
+    uniform_BL: jax.Array,
+    truncation: Truncation | None,
+    goes_on_B: jax.Array | None = None,
 ) -> Prediction:
     """Materialises the logits [B, L, V], scales them by the temperature and reads everything off them.
 
+    `goes_on_B`: which rows take another step, the only ones whose expected embedding matters; here all have one.
     Only the draw is truncated: how sure the model is, what it is sure of, and what it conditions on next, is its own.
     """
     logits_BLV = text.logits(x_BLD) / temperature_B[:, None, None]

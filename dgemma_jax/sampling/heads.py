@@ -12,7 +12,7 @@ from dgemma_jax.sampling.head import Prediction, predict
 from dgemma_jax.sampling.streaming import predict_streaming
 from dgemma_jax.sampling.truncation import Truncation
 
-Head = Callable[[TextModel, jax.Array, jax.Array, jax.Array, Truncation | None], Prediction]
+Head = Callable[[TextModel, jax.Array, jax.Array, jax.Array, Truncation | None, jax.Array | None], Prediction]
 
 HEADS: dict[str, Head] = {"materialised": predict, "streaming": predict_streaming}
 SMALLEST_STREAMED = 32768

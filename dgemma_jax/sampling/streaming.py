@@ -49,9 +49,14 @@ class _Groups(NamedTuple):
 
 
 def predict_streaming(
-    text: TextModel, x_BLD: jax.Array, temperature_B: jax.Array, uniform_BL: jax.Array, truncation: Truncation | None
+    text: TextModel,
+    x_BLD: jax.Array,
+    temperature_B: jax.Array,
+    uniform_BL: jax.Array,
+    truncation: Truncation | None,
+    goes_on_B: jax.Array | None = None,
 ) -> Prediction:
-    """As `head.predict`, equal to it but for the order of sums.
+    """As `head.predict`, equal to it but for the order of sums; no expected embedding is made where no row goes on.
 
     With a truncation the draws of rows that have bounds are made of their probabilities whole, a slice of positions at
     a time: a second product with the embedding, which no other request pays for.
@@ -59,7 +64,8 @@ def predict_streaming(
     B, L, D = x_BLD.shape
     x_AD = text.norm(x_BLD).reshape(B * L, D)
     temperature_A1 = jnp.repeat(temperature_B, L)[:, None]
-    sums, groups = _sweep(text, x_AD, temperature_A1)
+    goes_on_A = jnp.ones(B * L, bool) if goes_on_B is None else jnp.repeat(goes_on_B, L)
+    sums, groups = _sweep(text, x_AD, temperature_A1, goes_on_A)
     drawn_BL = _draw(text, x_AD, temperature_A1, groups, sums.max_A, uniform_BL.reshape(-1)).reshape(B, L)
     if truncation is not None:
         bounded_BL = predict_drawn(text, x_BLD, temperature_B, uniform_BL, truncation)
@@ -75,7 +81,7 @@ def predict_streaming(
     )
 
 
-def _sweep(text: TextModel, x_AD: jax.Array, temperature_A1: jax.Array) -> tuple[_Sums, _Groups]:
+def _sweep(text: TextModel, x_AD: jax.Array, temperature_A1: jax.Array, goes_on_A: jax.Array) -> tuple[_Sums, _Groups]:
     """All tiles, one after another: the sums over all, and the groups of each with the tiles in front."""
     (A, D), V = x_AD.shape, text.config.vocab_size
     zero_A = jnp.zeros(A, jnp.float32)
@@ -89,7 +95,7 @@ def _sweep(text: TextModel, x_AD: jax.Array, temperature_A1: jax.Array) -> tuple
     )
 
     def add(sums: _Sums, tile: jax.Array) -> tuple[_Sums, _Groups]:
-        return _add_tile(text, x_AD, temperature_A1, sums, tile)
+        return _add_tile(text, x_AD, temperature_A1, goes_on_A, sums, tile)
 
     return jax.lax.scan(add, start, jnp.arange(-(-V // _tile_size(V)), dtype=jnp.int32))
 
@@ -100,7 +106,7 @@ def _tile_size(V: int) -> int:
 
 
 def _add_tile(
-    text: TextModel, x_AD: jax.Array, temperature_A1: jax.Array, sums: _Sums, tile: jax.Array
+    text: TextModel, x_AD: jax.Array, temperature_A1: jax.Array, goes_on_A: jax.Array, sums: _Sums, tile: jax.Array
 ) -> tuple[_Sums, _Groups]:
     V = text.config.vocab_size
     size = _tile_size(V)
@@ -129,7 +135,7 @@ def _add_tile(
         total_A=sums.total_A * old_A + total_A * new_A,
         spread_A=old_A * (sums.spread_A + (whole_A - sums.max_A) * sums.total_A)
         + new_A * (spread_A + (whole_A - max_A) * total_A),
-        soft_AD=_add_soft(sums.soft_AD * old_A[:, None], new_A, soft_AY, embedding_YD),
+        soft_AD=_add_soft(sums.soft_AD * old_A[:, None], jnp.where(goes_on_A, new_A, 0), soft_AY, embedding_YD),
         soft_total_A=sums.soft_total_A * old_A + soft_total_A * new_A,
     ), _Groups(max_A, sum_AZ)
 

@@ -175,6 +175,24 @@ def test_every_canvas_after_every_step_equals_the_reference(name: str, case: str
     checking.check_steps(model, reading.case(name, "sampling", case))
 
 
+def test_after_the_last_step_there_is_no_expected_embedding_but_all_else() -> None:
+    """It still shows that states are no numbers."""
+    text, x_BLD, heat_B, half = text_model(1500), states(1, 1.0), jnp.array([0.8]), jnp.full((1, L), 0.5)
+    x_BLD = x_BLD.at[0, 3, 0].set(jnp.nan)
+    graphdef, state = nnx.split(text)
+
+    @jax.jit
+    def run(goes_on_B: jax.Array) -> Prediction:
+        return streaming.predict_streaming(nnx.merge(graphdef, state), x_BLD, heat_B, half, None, goes_on_B)
+
+    last, other = run(jnp.array([False])), run(jnp.array([True]))
+    for name in ("argmax_BL", "drawn_BL", "entropy_BL"):
+        np.testing.assert_array_equal(getattr(last, name), getattr(other, name), name)
+    numbers = np.isfinite(np.asarray(last.soft_BLD)).all(axis=-1)[0]
+    np.testing.assert_array_equal(np.flatnonzero(~numbers), [3])
+    assert (np.asarray(last.soft_BLD)[0, numbers] == 0).all() and (np.asarray(other.soft_BLD)[0, numbers] != 0).any()
+
+
 def test_no_logits_of_the_whole_vocabulary_exist() -> None:
     text = text_model(65536)
     graphdef, state = nnx.split(text)
