@@ -1,0 +1,43 @@
+"""Benchmarks, with the machine's own peaks measured in the same run.
+
+python -m tools.bench step --against transformers     a denoising step beside transformers' on the same weights
+python -m tools.bench moe | head | prefill            parts of a pass, their backends in turn
+python -m tools.bench load --checkpoint DIR           loading and compiling
+
+Progress goes to stderr, the report to stdout. See docs/performance.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from tools import bench_head, bench_load, bench_moe, bench_prefill, bench_step
+
+COMMANDS = (bench_step, bench_moe, bench_head, bench_prefill, bench_load)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one benchmark; 2 with one message on stderr where something does not fit."""
+    options = parser().parse_args(arguments)
+    try:
+        print(options.run(options))
+    except (ValueError, OSError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(
+        prog="python -m tools.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = top.add_subparsers(title="benchmarks", required=True, metavar="BENCHMARK")
+    for command in COMMANDS:
+        command.register(commands)
+    return top
+
+
+if __name__ == "__main__":
+    sys.exit(main())
