@@ -13,6 +13,7 @@ import jax
 
 import dgemma_jax
 from dgemma_jax.buckets import SMALLEST_CAPACITY
+from dgemma_jax.checkpoint.quantize import Kind
 from dgemma_jax.config_json import read_model_config
 from dgemma_jax.media.error import MediaError
 from dgemma_jax.media.image import read_image, soft_token_budgets, to_patches
@@ -84,8 +85,18 @@ class CheckpointEngine:
         )
 
     @classmethod
-    def load(cls, folder: Path, dtype: str, lora: Path | None = None) -> CheckpointEngine:
+    def load(
+        cls,
+        folder: Path,
+        dtype: str,
+        lora: Path | None = None,
+        *,
+        backend: str | None = None,
+        quantize: Kind | None = None,
+    ) -> CheckpointEngine:
         """Loads model, tokenizer and chat template; `lora` is the folder of an adapter to add.
+
+        `backend` and `quantize` are as for `dgemma_jax.load`.
 
         Raises:
             ValueError, OSError: the folder is not a checkpoint that can chat, or the adapter is not for it; the
@@ -101,7 +112,9 @@ class CheckpointEngine:
         template = ChatTemplate.from_folder(folder)
         tokenizer = Tokenizer.from_folder(folder)
         tokenizer.require()
-        return cls(dgemma_jax.load(folder, dtype=dtype, lora=lora), tokenizer, template)
+        return cls(
+            dgemma_jax.load(folder, dtype=dtype, lora=lora, backend=backend, quantize=quantize), tokenizer, template
+        )
 
     @property
     def devices(self) -> str:

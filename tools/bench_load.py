@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import resource
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 
 import dgemma_jax
 from tools.bench_report import report, shown
@@ -39,13 +41,10 @@ def run(options: argparse.Namespace) -> str:
     after = peak_memory()
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
     cache = model.prefill(np.zeros((1, 1), np.int64))
-    with tempfile.TemporaryDirectory() as folder:
-        jax.config.update("jax_compilation_cache_dir", folder)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    with fresh_cache():
         _, first = timed(lambda: prepared(model, cache))
         jax.clear_caches()
         _, second = timed(lambda: prepared(model, cache))
-        jax.config.update("jax_compilation_cache_dir", None)
     times = {"load": loading, "compile a step": first, "compile it again, cached": second}
     figures = [{"name": name, "median_ms": seconds * 1e3, "spread_ms": 0.0} for name, seconds in times.items()]
     more = {
@@ -56,6 +55,23 @@ def run(options: argparse.Namespace) -> str:
     }
     settings = {"model": str(options.checkpoint), "dtype": options.dtype, "quantize": options.quantize}
     return shown(report("load", settings, figures, **more), options.json)
+
+
+@contextlib.contextmanager
+def fresh_cache() -> Iterator[None]:
+    """Compiled programs are kept in an empty folder; afterwards as before."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            for name, value in zip(names, (folder, 0.0), strict=True):
+                jax.config.update(name, value)
+            compilation_cache.reset_cache()  # the folder is read once, at the first program
+            yield
+        finally:
+            for name, value in before.items():
+                jax.config.update(name, value)
+            compilation_cache.reset_cache()
 
 
 def ready(model: dgemma_jax.Model) -> dgemma_jax.Model:

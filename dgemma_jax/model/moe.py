@@ -24,6 +24,7 @@ from dgemma_jax.model.moe_blocks import expert_blocks
 from dgemma_jax.model.moe_buckets import capacity_buckets
 from dgemma_jax.model.moe_ragged import ragged_dot
 from dgemma_jax.model.parameter import einsum, weight
+from dgemma_jax.model.quantized import Quantized
 from dgemma_jax.model.router import Routing
 
 ExpertFunction = Callable[[jax.Array, Routing, jax.Array, jax.Array], jax.Array]
@@ -33,6 +34,8 @@ def all_experts(x_AD: jax.Array, routing: Routing, gate_up_EFD: jax.Array, down_
     """Weighted sum over the chosen experts of each token: [A, D]. Gate rows come first in `gate_up_EFD`."""
     A, E = x_AD.shape[0], gate_up_EFD.shape[0]
     weight_AE = jnp.zeros((A, E), jnp.float32).at[jnp.arange(A)[:, None], routing.expert_AX].set(routing.weight_AX)
+    if isinstance(gate_up_EFD, Quantized):
+        return _one_by_one(x_AD, weight_AE, gate_up_EFD, down_EDF)
     D, F = down_EDF.shape[1:]
     # Plain matrix products: XLA's CPU backend sums products over two axes in another order for few rows than for many,
     # and a canvas must not notice that others are in the batch.
@@ -41,6 +44,19 @@ def all_experts(x_AD: jax.Array, routing: Routing, gate_up_EFD: jax.Array, down_
     hidden_AEF = (gelu(gate_AEF) * up_AEF).astype(jnp.float32) * weight_AE[..., None]
     down_DY = jnp.swapaxes(down_EDF, 0, 1).reshape(D, -1)
     return einsum("ay,dy->ad", hidden_AEF.astype(x_AD.dtype).reshape(A, -1), down_DY)
+
+
+def _one_by_one(x_AD: jax.Array, weight_AE: jax.Array, gate_up_EFD: Quantized, down_EDF: Quantized) -> jax.Array:
+    """The same for quantised weights, of which one expert's at a time are widened."""
+
+    def add(y_AD: jax.Array, expert: tuple[jax.Array, Quantized, Quantized]) -> tuple[jax.Array, None]:
+        weight_A, gate_up_FD, down_DF = expert
+        gate_AF, up_AF = jnp.split(einsum("ad,fd->af", x_AD, gate_up_FD), 2, axis=-1)
+        out_AD = einsum("af,df->ad", gelu(gate_AF) * up_AF, down_DF)
+        return y_AD + out_AD.astype(jnp.float32) * weight_A[:, None], None
+
+    start_AD = jnp.zeros(x_AD.shape, jnp.float32)
+    return jax.lax.scan(add, start_AD, (weight_AE.T, gate_up_EFD, down_EDF))[0].astype(x_AD.dtype)
 
 
 BACKENDS: dict[str, ExpertFunction] = {

@@ -34,7 +34,7 @@ def expert_blocks(x_AD: jax.Array, routing: Routing, gate_up_EFD: jax.Array, dow
 
 def of_expert(weight_EYZ: jax.Array, expert: jax.Array) -> jax.Array:
     """The weight of one expert, which a loop may vary: [Y, Z]."""
-    return slice_axis(weight_EYZ, expert, 1)[0]
+    return jax.tree.map(lambda part: slice_axis(part, expert, 1)[0], weight_EYZ)  # a quantised weight has two parts
 
 
 def _blocks(routing: Routing, E: int, rows: int) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:

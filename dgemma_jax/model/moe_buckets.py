@@ -15,9 +15,12 @@ import jax.numpy as jnp
 
 from dgemma_jax.model.mlp import gelu
 from dgemma_jax.model.parameter import einsum
+from dgemma_jax.model.quantized import Quantized
 from dgemma_jax.model.router import Routing
 
 CAPACITIES = (8, 16, 32, 64, 128, 256, 512, 1024)
+EXPERTS_WIDENED = 8
+"""Of quantised experts, how many are in full precision at a time."""
 
 
 def capacity_buckets(x_AD: jax.Array, routing: Routing, gate_up_EFD: jax.Array, down_EDF: jax.Array) -> jax.Array:
@@ -42,7 +45,21 @@ def _run(
     token_AX = jnp.broadcast_to(jnp.arange(A, dtype=jnp.int32)[:, None], (A, X))
     token_Z = jnp.full(E * capacity, A, jnp.int32).at[slot_AX].set(token_AX)
     x_ERD = jnp.take(x_AD, token_Z, axis=0, mode="fill", fill_value=0).reshape(E, capacity, D)
-    gate_ERF, up_ERF = jnp.split(einsum("erd,efd->erf", x_ERD, gate_up_EFD), 2, axis=-1)
-    y_ERD = einsum("erf,edf->erd", gelu(gate_ERF) * up_ERF, down_EDF)
+    y_ERD = _experts(x_ERD, gate_up_EFD, down_EDF)
     y_AXD = jnp.take(y_ERD.reshape(-1, D), slot_AX, axis=0).astype(jnp.float32)
     return jnp.sum(y_AXD * routing.weight_AX[..., None], axis=1).astype(x_AD.dtype)
+
+
+def _experts(x_ERD: jax.Array, gate_up_EFD: jax.Array, down_EDF: jax.Array) -> jax.Array:
+    """Every expert over its own rows: [E, R, D]."""
+    if isinstance(gate_up_EFD, Quantized):
+        # A few experts at a time are widened, never all of them.
+        experts = (x_ERD, gate_up_EFD, down_EDF)
+        return jax.lax.map(lambda expert: _expert(*expert), experts, batch_size=EXPERTS_WIDENED)
+    gate_ERF, up_ERF = jnp.split(einsum("erd,efd->erf", x_ERD, gate_up_EFD), 2, axis=-1)
+    return einsum("erf,edf->erd", gelu(gate_ERF) * up_ERF, down_EDF)
+
+
+def _expert(x_RD: jax.Array, gate_up_FD: jax.Array, down_DF: jax.Array) -> jax.Array:
+    gate_RF, up_RF = jnp.split(einsum("rd,fd->rf", x_RD, gate_up_FD), 2, axis=-1)
+    return einsum("rf,df->rd", gelu(gate_RF) * up_RF, down_DF)

@@ -12,11 +12,14 @@ import jax
 import jax.numpy as jnp
 
 from dgemma_jax.model.mlp import gelu
+from dgemma_jax.model.quantized import Quantized
 from dgemma_jax.model.router import Routing
 
 
 def ragged_dot(x_AD: jax.Array, routing: Routing, gate_up_EFD: jax.Array, down_EDF: jax.Array) -> jax.Array:
-    """As `moe.all_experts`: tokens sorted by expert, two ragged products."""
+    """As `moe.all_experts`: tokens sorted by expert, two ragged products. Raises ValueError for quantised weights."""
+    if isinstance(gate_up_EFD, Quantized):
+        raise ValueError("the backend ragged_dot needs full weights, found quantised ones; choose another backend")
     X, E = routing.expert_AX.shape[1], gate_up_EFD.shape[0]
     expert_Z = routing.expert_AX.reshape(-1)
     order_Z = jnp.argsort(expert_Z)

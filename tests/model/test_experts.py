@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import ROUNDING
 
+from dgemma_jax.checkpoint.quantize import KINDS
 from dgemma_jax.config import DIFFUSION_GEMMA_26B_A4B, TextConfig
 from dgemma_jax.model.moe import BACKENDS, choose_backend
 from dgemma_jax.model.router import Router, Routing
+from serve.config import ServeConfig
 
 E, D, F = 7, 12, 5
 COMPILED = {name: jax.jit(backend) for name, backend in BACKENDS.items()}
@@ -111,6 +113,12 @@ def test_the_backend_is_chosen_by_device_and_by_what_all_experts_would_waste() -
     assert choose_backend(DIFFUSION_GEMMA_26B_A4B.text, "cpu") == "expert_blocks"
     assert choose_backend(few, "cpu") == choose_backend(few, "gpu") == "all_experts"
     assert choose_backend(DIFFUSION_GEMMA_26B_A4B.text, "gpu") == "capacity_buckets"
+
+
+def test_the_flags_of_the_server_name_all_backends_and_kinds_of_weights() -> None:
+    fields = ServeConfig.__dataclass_fields__
+    assert set(fields["moe_backend"].metadata["choices"]) == set(BACKENDS)
+    assert set(fields["quantize"].metadata["choices"]) == set(KINDS)
 
 
 def test_no_device_gets_the_ragged_product_unasked() -> None:
