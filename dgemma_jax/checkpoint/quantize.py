@@ -22,7 +22,7 @@ from dgemma_jax.model.quantized import Quantized, widened
 Kind = Literal["int8", "int4"]
 KINDS: tuple[str, ...] = get_args(Kind)
 LARGEST_GROUP = 64
-"""Inputs that share a scale in four bits, at most: a quarter of a bit a number for the scale."""
+"""Inputs that share a scale in four bits, at most: the scale is then a quarter of a bit a number."""
 _QUANTIZED = {"attention": ("q_HCD", "k_KCD", "v_KCD", "o_DHC"), "mlp": ("gate_FD", "up_FD", "down_DF")}
 _QUANTIZED["experts"] = ("gate_up_EFD", "down_EDF")
 
@@ -33,11 +33,11 @@ def is_quantizable(path: Path) -> bool:
 
 
 def group_size(inputs: int) -> int:
-    """Inputs of a group: the largest even divisor up to `LARGEST_GROUP`. Raises ValueError where there is none."""
-    for size in range(min(LARGEST_GROUP, inputs), 1, -1):
-        if inputs % size == 0 and size % 2 == 0:
-            return size
-    raise ValueError(f"a matrix with {inputs} inputs cannot be quantised to int4: the number must be even")
+    """Inputs of a group: the largest divisor of half of them, up to `LARGEST_GROUP`. Raises ValueError for odd ones."""
+    if inputs % 2:
+        raise ValueError(f"a matrix with {inputs} inputs cannot be quantised to int4: the number must be even")
+    half = inputs // 2
+    return next(size for size in range(min(LARGEST_GROUP, half), 0, -1) if half % size == 0)
 
 
 def matrix_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -85,8 +85,8 @@ def _int4(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     scale = (np.abs(grouped).max(axis=-1, keepdims=True) / 7).astype(ml_dtypes.bfloat16)
     scale[scale == 0] = 1
     numbers = np.clip(np.rint(grouped / scale.astype(np.float32)), -7, 7).astype(np.int8) + 8
-    low, high = np.split(numbers.astype(np.uint8), 2, axis=-1)
-    return (low | high << 4).reshape(len(rows), -1), scale[..., 0]
+    low, high = np.split(numbers.astype(np.uint8).reshape(len(rows), -1), 2, axis=-1)
+    return low | high << 4, scale[..., 0]
 
 
 def quantize_parameters(params: nnx.State, kind: Kind) -> nnx.State:
@@ -100,5 +100,5 @@ def quantize_parameters(params: nnx.State, kind: Kind) -> nnx.State:
 
 def full(weight: Quantized, shape: tuple[int, ...]) -> np.ndarray:
     """What a quantised weight stands for, float32: for tests and measurements of the error."""
-    numbers, scale = widened(weight, jnp.dtype("float32"))
-    return np.asarray(numbers if scale is None else numbers * scale[..., None]).reshape(shape)
+    numbers = jnp.concatenate(widened(weight, jnp.dtype("float32")), axis=-1)
+    return np.asarray(numbers * weight.scale[..., None] if weight.bits == 8 else numbers).reshape(shape)

@@ -1,7 +1,7 @@
 """Weights of 8 or 4 bits, and products with them that never hold the whole weight in full precision.
 
     int8   one scale an output channel; the scale is applied to the product
-    int4   one scale for every group of inputs; two numbers in a byte: the first half of a group in the low four bits
+    int4   one scale for every group of inputs; two numbers in a byte: the first half of a row in the low four bits
 
 A product runs over tiles of output channels; a tile is widened, used and thrown away. Only weights are quantised:
 activations keep their type. `dgemma_jax.checkpoint.quantize` makes these from full weights.
@@ -48,16 +48,18 @@ class Quantized:
         return self.values.nbytes + self.scale.nbytes
 
 
-def widened(weight: Quantized, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array | None]:
-    """The numbers of a (small) weight, and the scale that is still to be applied to the outputs, if any."""
+def widened(weight: Quantized, dtype: jnp.dtype) -> tuple[jax.Array, ...]:
+    """The numbers of a (small) weight: of int8 all, still to be scaled; of int4 those of both halves of the inputs."""
     if weight.bits == 8:
-        return weight.values.astype(dtype), weight.scale
-    groups = weight.scale.shape[-1]
-    bytes_ = weight.values.reshape(*weight.values.shape[:-1], groups, -1)
-    numbers = jnp.concatenate([bytes_ & 15, bytes_ >> 4], axis=-1).astype(jnp.float32) - _OFFSET
-    # fp32: the product of number and scale is rounded once.
-    full = numbers * weight.scale.astype(jnp.float32)[..., None]
-    return full.reshape(weight.shape).astype(dtype), None
+        return (weight.values.astype(dtype),)
+    scales = jnp.split(weight.scale.astype(jnp.float32)[..., None], 2, axis=-2)
+
+    def scaled(numbers: jax.Array, scale: jax.Array) -> jax.Array:
+        # fp32: the product of number and scale is rounded once.
+        grouped = numbers.reshape(*scale.shape[:-1], -1).astype(jnp.float32) - _OFFSET
+        return (grouped * scale).astype(dtype).reshape(numbers.shape)
+
+    return scaled(weight.values & 15, scales[0]), scaled(weight.values >> 4, scales[1])
 
 
 def product(x_AZ: jax.Array, weight: Quantized) -> jax.Array:
@@ -72,10 +74,15 @@ def product(x_AZ: jax.Array, weight: Quantized) -> jax.Array:
 
 
 def _tile(x_AZ: jax.Array, weight: Quantized) -> jax.Array:
-    numbers_YZ, scale_Y = widened(weight, x_AZ.dtype)
+    parts = widened(weight, x_AZ.dtype)
     exact = jax.lax.Precision.HIGHEST if x_AZ.dtype == jnp.float32 else None
-    y_AY = jnp.einsum("az,yz->ay", x_AZ, numbers_YZ, precision=exact, preferred_element_type=jnp.float32)
-    return (y_AY if scale_Y is None else y_AY * scale_Y[None]).astype(x_AZ.dtype)
+
+    def times(x_AZ: jax.Array, numbers_YZ: jax.Array) -> jax.Array:
+        return jnp.einsum("az,yz->ay", x_AZ, numbers_YZ, precision=exact, preferred_element_type=jnp.float32)
+
+    # Each half of the inputs with its own half of the numbers: they need not be put together.
+    y_AY = sum(map(times, jnp.split(x_AZ, len(parts), axis=-1), parts), jnp.float32(0))
+    return (y_AY * weight.scale[None] if weight.bits == 8 else y_AY).astype(x_AZ.dtype)
 
 
 def einsum(formula: str, x: jax.Array, weight: Quantized) -> jax.Array:
