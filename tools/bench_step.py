@@ -49,6 +49,7 @@ def run(options: argparse.Namespace) -> str:
 
         peer = Peer(config, model.params, tokens)
         more["logits differ by at most"] = agreement(model, cache, peer, options.seed)
+        more["experts of transformers"] = peer.experts
         candidates[THEIRS] = peer.step
     samples = interleaved(candidates, options.repeats)
     peak = peaks(samples)
