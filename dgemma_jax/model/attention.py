@@ -21,6 +21,8 @@ from dgemma_jax.model.rope import Rotation, rotate
 MASKED = -1e30  # finite: a row with no visible key in one segment must not become NaN
 MOST_SCORES = 2**23
 """Scores of one row of the batch that exist at a time: 32 MiB of float32; 2048 keys for a canvas of the 26B."""
+LEAST_BLOCK = 128
+"""Keys of a block, however many queries there are: a large image would otherwise go key by key."""
 
 
 class KeyValue(NamedTuple):
@@ -45,7 +47,7 @@ def attend(q_BTHC: jax.Array, segments: list[Segment]) -> jax.Array:
     B, T, H, C = q_BTHC.shape
     K = segments[0].key_value.key_BSKC.shape[2]
     q_BTKGC = q_BTHC.reshape(B, T, K, H // K, C)
-    block = max(MOST_SCORES // (T * H), 1)
+    block = max(MOST_SCORES // (T * H), LEAST_BLOCK)
     if any(segment.key_value.key_BSKC.shape[1] > block for segment in segments):
         return _attend_in_blocks(q_BTKGC, segments, block).reshape(B, T, H, C).astype(q_BTHC.dtype)
     scores = [_score(q_BTKGC, segment) for segment in segments]
