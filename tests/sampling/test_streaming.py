@@ -193,6 +193,16 @@ def test_after_the_last_step_there_is_no_expected_embedding_but_all_else() -> No
     assert (np.asarray(last.soft_BLD)[0, numbers] == 0).all() and (np.asarray(other.soft_BLD)[0, numbers] != 0).any()
 
 
+def test_a_row_is_the_same_alone_and_in_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "TILE", 32)
+    model = dgemma_jax.load(reading.FOLDER / "text_only", dtype="float32", backend="all_experts", head="streaming")
+    prompts, steps = np.arange(10).reshape(2, 5) + 20, 4
+    both_rows = model.generate(prompts, 16, seed=[3, 4], max_denoising_steps=steps).tokens
+    second = model.generate(prompts[1:], 16, seed=[4], max_denoising_steps=steps).tokens
+    np.testing.assert_array_equal(both_rows[1, : second.shape[1]], second[0])
+    assert (both_rows[0] != both_rows[1]).any()
+
+
 def test_no_logits_of_the_whole_vocabulary_exist() -> None:
     text = text_model(65536)
     graphdef, state = nnx.split(text)
