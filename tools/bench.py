@@ -14,18 +14,21 @@ import sys
 
 from tools import bench_head, bench_load, bench_moe, bench_prefill, bench_step
 
-COMMANDS = (bench_step, bench_moe, bench_head, bench_prefill, bench_load)
+PARTS = (bench_step, bench_moe, bench_head, bench_prefill, bench_load)
+"""A command each: a module with `add_command`, which sets `run`."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one benchmark; 2 with one message on stderr where something does not fit."""
+    """Runs one benchmark; 0, or 2 with one message on stderr where something does not fit."""
     options = parser().parse_args(arguments)
     try:
-        print(options.run(options))
+        return options.run(options)
     except (ValueError, OSError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
-    return 0
+    except KeyboardInterrupt:
+        print("bench: stopped", file=sys.stderr)
+        return 130
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,9 +36,9 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="python -m tools.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = top.add_subparsers(title="benchmarks", required=True, metavar="BENCHMARK")
-    for command in COMMANDS:
-        command.register(commands)
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    for part in PARTS:
+        part.add_command(commands)
     return top
 
 

@@ -16,7 +16,7 @@ from dgemma_jax.model.text import TextModel
 from dgemma_jax.sampling.head import Prediction
 from dgemma_jax.sampling.heads import HEADS
 from tools import bench_model, roofline
-from tools.bench_report import report, shown
+from tools.bench_report import printing, report, shown
 from tools.bench_step import ratio
 from tools.bench_timing import figure, interleaved, peak_candidates, peaks, temporaries
 
@@ -24,15 +24,15 @@ AGREE = {"float32": 1e-4, "bfloat16": 0.05}
 """Largest difference of entropies (nats) between the passes."""
 
 
-def register(commands: Any) -> None:
-    """Adds the subcommand."""
+def add_command(commands: Any) -> None:
+    """Declares the command."""
     parser = commands.add_parser("head", help="the vocabulary pass", description=__doc__)
     bench_model.add_options(parser, context=False)
     parser.add_argument("--rows", type=int, default=1, help="canvases (default %(default)s)")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=printing(measure))
 
 
-def run(options: argparse.Namespace) -> str:
+def measure(options: argparse.Namespace) -> str:
     """Measures and reports. Raises ValueError where the passes do not agree."""
     config, dtype = bench_model.config_of(options), jnp.dtype(options.dtype)
     small = dataclasses.replace(config.text, layer_types=(FULL,), num_experts=1, top_k_experts=1)

@@ -17,23 +17,23 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
 import dgemma_jax
-from tools.bench_report import report, shown
+from tools.bench_report import printing, report, shown
 from tools.bench_step import prepared
 
 T = TypeVar("T")
 
 
-def register(commands: Any) -> None:
-    """Adds the subcommand."""
+def add_command(commands: Any) -> None:
+    """Declares the command."""
     parser = commands.add_parser("load", help="loading and compiling", description=__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="the folder to load")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="default %(default)s")
     parser.add_argument("--quantize", choices=("int8", "int4"), help="weights of 8 or 4 bits (default: neither)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=printing(measure))
 
 
-def run(options: argparse.Namespace) -> str:
+def measure(options: argparse.Namespace) -> str:
     """Measures and reports. Every figure is of one run: a file that was read once is in memory the next time."""
     jax.block_until_ready(jnp.zeros(1))  # the device's own start is not the checkpoint's
     before = peak_memory()

@@ -12,7 +12,7 @@ import numpy as np
 from dgemma_jax.model.moe import BACKENDS
 from dgemma_jax.model.router import Routing
 from tools import bench_model, roofline
-from tools.bench_report import report, shown
+from tools.bench_report import printing, report, shown
 from tools.bench_step import ratio
 from tools.bench_timing import figure, interleaved, peak_candidates, peaks, temporaries
 from tools.options import names, positive
@@ -22,18 +22,18 @@ AGREE = {"float32": 1e-4, "bfloat16": 0.05}
 """Largest difference between backends, on outputs of order 1."""
 
 
-def register(commands: Any) -> None:
-    """Adds the subcommand."""
+def add_command(commands: Any) -> None:
+    """Declares the command."""
     parser = commands.add_parser("moe", help="the experts of one layer", description=__doc__)
     bench_model.add_options(parser, context=False)
     parser.add_argument("--tokens", type=positive, default=256, help="tokens of the pass (default %(default)s)")
     parser.add_argument(
         "--backends", type=names, default=tuple(BACKENDS), metavar="NAMES", help="commas between them (default: all)"
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=printing(measure))
 
 
-def run(options: argparse.Namespace) -> str:
+def measure(options: argparse.Namespace) -> str:
     """Measures and reports. Raises ValueError for an unknown backend, or for backends that do not agree."""
     config = bench_model.config_of(options)
     own, _ = bench_model.backends_of(options, config)

@@ -8,18 +8,18 @@ from typing import Any
 import jax
 
 from tools import bench_model, roofline
-from tools.bench_report import report, shown
+from tools.bench_report import printing, report, shown
 from tools.bench_timing import figure, interleaved, peak_candidates, peaks
 
 
-def register(commands: Any) -> None:
-    """Adds the subcommand."""
+def add_command(commands: Any) -> None:
+    """Declares the command."""
     parser = commands.add_parser("prefill", help="reading a prompt, and a commit", description=__doc__)
     bench_model.add_options(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=printing(measure))
 
 
-def run(options: argparse.Namespace) -> str:
+def measure(options: argparse.Namespace) -> str:
     """Measures and reports."""
     model = bench_model.model_of(options)
     config, width = model.config, model.dtype.itemsize

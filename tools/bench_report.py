@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
 from tools.bench_timing import Peaks
+
+
+def printing(measure: Callable[[argparse.Namespace], str]) -> Callable[[argparse.Namespace], int]:
+    """The command that prints what `measure` reports, and returns the exit status."""
+
+    def run(options: argparse.Namespace) -> int:
+        print(measure(options))
+        return 0
+
+    return run
 
 
 def machine() -> dict[str, Any]:

@@ -18,7 +18,7 @@ from dgemma_jax.sampling import denoise
 from dgemma_jax.sampling.draws import KeyedDraws, row_keys
 from dgemma_jax.sampling.settings import Settings
 from tools import bench_model, roofline
-from tools.bench_report import report, shown
+from tools.bench_report import printing, report, shown
 from tools.bench_timing import Sample, figure, interleaved, peak_candidates, peaks, temporaries
 from tools.module_cost import matrix_flops
 
@@ -27,15 +27,15 @@ AGREE = 1e-3
 """Largest difference of logits, which reach 30, that two float32 implementations may have at this size."""
 
 
-def register(commands: Any) -> None:
-    """Adds the subcommand."""
+def add_command(commands: Any) -> None:
+    """Declares the command."""
     parser = commands.add_parser("step", help="a denoising step", description=__doc__)
     bench_model.add_options(parser)
     parser.add_argument("--against", choices=("transformers",), help="run it too, in turn, once the logits agree")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=printing(measure))
 
 
-def run(options: argparse.Namespace) -> str:
+def measure(options: argparse.Namespace) -> str:
     """Measures and reports."""
     model = bench_model.model_of(options)
     config, width = model.config, model.dtype.itemsize

@@ -108,7 +108,7 @@ def test_a_host_that_is_none_is_one_line_that_names_the_flag(capsys, monkeypatch
     ],
 )
 def test_what_jax_refuses_while_loading_is_one_line_and_status_2(capsys, monkeypatch, tmp_path, error, said):
-    def broken(*_):
+    def broken(*_, **__):
         raise error
 
     monkeypatch.setattr(checkpoint_engine, "keep_compiled", lambda folder: None)
@@ -121,7 +121,7 @@ def test_a_compilation_cache_that_cannot_be_written_is_one_warning(monkeypatch, 
     (tmp_path / "file").touch()
     engine = FakeEngine()
     engine.devices = "none"
-    monkeypatch.setattr(checkpoint_engine.CheckpointEngine, "load", lambda *_: engine)
+    monkeypatch.setattr(checkpoint_engine.CheckpointEngine, "load", lambda *_, **__: engine)
     cache = tmp_path / "file" / "cache"
     assert command._load(ServeConfig(checkpoint=tmp_path, compilation_cache=cache)) is engine
     [warning] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
