@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 
 import jax
@@ -15,15 +16,19 @@ from dgemma_jax import cache as kv
 from dgemma_jax import compiled
 from dgemma_jax.buckets import PREFILL_CHUNK, capacity_bucket, chunks, image_groups, patch_bucket, prefill_bucket
 from dgemma_jax.checkpoint.load import load_parameters
+from dgemma_jax.checkpoint.quantize import KINDS, Kind, quantize_parameters
 from dgemma_jax.config import ConfigError, GenerationConfig, ModelConfig, ProcessorConfig
 from dgemma_jax.config_json import read_generation_config, read_model_config, read_processor_config
 from dgemma_jax.generate import Generated, generate
 from dgemma_jax.inputs import check_images, check_tokens
 from dgemma_jax.model.moe import BACKENDS, choose_backend
 from dgemma_jax.prompt.tokenizer import Tokenizer
+from dgemma_jax.sampling.heads import HEADS, choose_head
 from dgemma_jax.sampling.options import PLAIN, SamplingOptions
 from dgemma_jax.training.lora import merge as merge_adapter
 from dgemma_jax.training.lora import read as read_adapter
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,9 +182,10 @@ def load(
     path: str | Path,
     dtype: str = "bfloat16",
     mesh: None = None,
-    quantize: None = None,
+    quantize: Kind | None = None,
     backend: str | None = None,
     lora: str | Path | None = None,
+    head: str | None = None,
 ) -> Model:
     """Loads a checkpoint folder: the Hugging Face layout, or the same with an Orbax tree for weights.
 
@@ -187,8 +193,11 @@ def load(
         path: folder with config.json and weights, safetensors or `orbax/`; generation_config.json and a tokenizer
             where there are.
         dtype: "bfloat16", or "float32" for exactness. Weights are converted when the files hold the other.
-        mesh, quantize: not implemented yet; must be None.
+        mesh: not implemented yet; must be None.
+        quantize: "int8" (a scale an output channel) or "int4" (a scale for every 64 inputs) for the matrices of
+            experts, attention and MLP; None keeps them as they are. See `checkpoint/quantize.py`.
         backend: how the experts run, one of `model.moe.BACKENDS`; None chooses by device and size.
+        head: how the sampler passes over the vocabulary, one of `sampling.heads.HEADS`; None chooses by its size.
         lora: folder of an adapter (`dgemma_jax.training.lora`), which is added to the weights.
 
     Raises:
@@ -197,12 +206,18 @@ def load(
         TokenizerError: tokenizer damaged, or lacking a token of the chat format.
         ValueError: an argument that is not supported, or a tokenizer with more tokens than the model.
     """
-    if mesh is not None or quantize is not None:
-        raise ValueError("mesh and quantize are not implemented yet: pass None")
+    if mesh is not None:
+        raise ValueError("mesh is not implemented yet: pass None")
+    if quantize is not None and quantize not in KINDS:
+        raise ValueError(f"quantize must be None or one of {', '.join(KINDS)}, found {quantize!r}")
+    if quantize is not None and backend == "ragged_dot":
+        raise ValueError("the backend ragged_dot needs full weights: choose another one, or no quantize")
     if dtype not in ("bfloat16", "float32"):
         raise ValueError(f'dtype must be "bfloat16" or "float32", found {dtype!r}')
     if backend is not None and backend not in BACKENDS:
         raise ValueError(f"backend must be None or one of {', '.join(sorted(BACKENDS))}, found {backend!r}")
+    if head is not None and head not in HEADS:
+        raise ValueError(f"head must be None or one of {', '.join(sorted(HEADS))}, found {head!r}")
     folder = Path(path)
     config, kind = read_model_config(folder), jnp.dtype(dtype)
     processor = None if config.vision is None else read_processor_config(folder, config)
@@ -210,8 +225,14 @@ def load(
     _check_special_ids(folder, generation, config)
     adapter = None if lora is None else read_adapter(Path(lora), config)
     chosen = backend or choose_backend(config.text, jax.default_backend())
-    graphdef, params = load_parameters(folder, config, kind, chosen)
-    params = params if adapter is None else merge_adapter(params, adapter)
+    pass_ = head or choose_head(config.text)
+    # An adapter is added to full weights.
+    early = quantize if adapter is None else None
+    graphdef, params = load_parameters(folder, config, kind, chosen, pass_, early)
+    if adapter is not None:
+        params = merge_adapter(params, adapter)
+        params = params if quantize is None else quantize_parameters(params, quantize)
+    logger.info("experts run as %s, the vocabulary as %s, matrices in %s", chosen, pass_, quantize or dtype)
     return Model(config, generation, processor, tokenizer, kind, graphdef, params)
 
 

@@ -162,6 +162,8 @@ def _load(config: ServeConfig) -> Engine:
             folder,
             config.dtype,
             config.lora,
+            backend=config.moe_backend,
+            quantize=config.quantize,
             slots=config.slots,
             max_context=config.max_model_len,
             kv_bytes=config.kv_memory,

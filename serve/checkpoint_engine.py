@@ -11,6 +11,7 @@ from typing import Any, cast
 import jax
 
 import dgemma_jax
+from dgemma_jax.checkpoint.quantize import Kind
 from dgemma_jax.config_json import read_model_config
 from dgemma_jax.media.error import MediaError
 from dgemma_jax.media.image import read_image, soft_token_budgets, to_patches
@@ -81,10 +82,19 @@ class CheckpointEngine:
         )
 
     @classmethod
-    def load(cls, folder: Path, dtype: str, lora: Path | None = None, **limits: Any) -> CheckpointEngine:
+    def load(
+        cls,
+        folder: Path,
+        dtype: str,
+        lora: Path | None = None,
+        *,
+        backend: str | None = None,
+        quantize: Kind | None = None,
+        **limits: Any,
+    ) -> CheckpointEngine:
         """Loads model, tokenizer and chat template; `lora` is the folder of an adapter to add.
 
-        `limits`: as for `dgemma_jax.Engine`.
+        `backend` and `quantize` are as for `dgemma_jax.load`, `limits` as for `dgemma_jax.Engine`.
 
         Raises:
             ValueError, OSError: the folder is not a checkpoint that can chat, the adapter is not for it, or the memory
@@ -100,7 +110,7 @@ class CheckpointEngine:
         template = ChatTemplate.from_folder(folder)
         tokenizer = Tokenizer.from_folder(folder)
         tokenizer.require()
-        model = dgemma_jax.load(folder, dtype=dtype, lora=lora)
+        model = dgemma_jax.load(folder, dtype=dtype, lora=lora, backend=backend, quantize=quantize)
         return cls(model, tokenizer, template, dgemma_jax.Engine(model, **limits))
 
     @property

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 DEMO_CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "demo"
 PUBLISHED_NAME = "google/diffusiongemma-26b-a4b-it"
@@ -81,6 +81,20 @@ class ServeConfig:
     dtype: str = field(
         default="bfloat16",
         metadata=_flag("type of the weights; float32 is exact and slow", choices=("bfloat16", "float32")),
+    )
+    quantize: Literal["int8", "int4"] | None = field(
+        default=None,
+        metadata=_flag(
+            "8 or 4 bits for the matrices of experts, attention and MLP: less memory, less exact (default: neither)",
+            choices=("int8", "int4"),
+        ),
+    )
+    moe_backend: str | None = field(
+        default=None,
+        metadata=_flag(
+            "how the experts run: all_experts, expert_blocks, capacity_buckets or ragged_dot (default: by device)",
+            choices=("all_experts", "expert_blocks", "capacity_buckets", "ragged_dot"),
+        ),
     )
     served_model_name: tuple[str, ...] = field(
         default=(),

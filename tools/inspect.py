@@ -14,11 +14,13 @@ from collections import Counter
 from pathlib import Path
 
 from dgemma_jax.checkpoint.names import Entry, entries
+from dgemma_jax.checkpoint.quantize import KINDS, is_quantizable, matrix_shape, predicted_bytes
 from dgemma_jax.config import PRESETS, ModelConfig
 from dgemma_jax.config_json import read_generation_config, read_model_config, read_processor_config
 from tools.convert_layouts import open_source
 
 BYTES = {"bfloat16": 2, "float32": 4}
+FULL = "full"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -68,7 +70,15 @@ def _sizes(table: list[Entry], width: int) -> dict:
     for entry in table:
         parts[entry.part] += entry.size
     total = sum(parts.values())
-    return {"tensors": len(table), "parameters": total, "bytes": total * width, "parts": dict(parts.most_common())}
+    memory = {kind or FULL: sum(predicted_bytes(entry, kind, width) for entry in table) for kind in _kinds(table)}
+    counts = {"tensors": len(table), "parameters": total, "bytes": total * width}
+    return {**counts, "parts": dict(parts.most_common()), "memory": memory}
+
+
+def _kinds(table: list[Entry]) -> tuple[str | None, ...]:
+    """Full weights, and the ways in which they can be quantised."""
+    even = all(matrix_shape(entry.path, entry.shape)[-1] % 2 == 0 for entry in table if is_quantizable(entry.path))
+    return (None, *(kind for kind in KINDS if even or kind != "int4"))
 
 
 def _text(config: ModelConfig, found: dict, dtype: str) -> str:
@@ -93,6 +103,8 @@ def _text(config: ModelConfig, found: dict, dtype: str) -> str:
     lines += [
         f"{'all':18} {found['parameters']:>16,} {found['bytes']:>18,} bytes in {dtype}, {found['tensors']} tensors"
     ]
+    memory = ", ".join(f"{kind} {size / 1e9:,.2f} GB" for kind, size in found["memory"].items())
+    lines += ["", f"memory    of the weights when loaded, by --quantize: {memory}"]
     if "files" in found:
         lines += [
             "",

@@ -11,8 +11,11 @@ from flax import nnx
 
 from dgemma_jax.checkpoint.match import require_shapes
 from dgemma_jax.checkpoint.names import Entry, abstract_model, entries
+from dgemma_jax.checkpoint.quantize import Kind, is_quantizable, quantize_parameters
+from dgemma_jax.checkpoint.quantize import quantize as quantize_array
 from dgemma_jax.checkpoint.safetensors import TensorFiles
 from dgemma_jax.config import ModelConfig
+from dgemma_jax.model.quantized import Quantized
 
 ORBAX_FOLDER = "orbax"
 
@@ -34,13 +37,18 @@ def _tied_copies(files: TensorFiles) -> set[str]:
 
 
 def load_parameters(
-    folder: Path, config: ModelConfig, dtype: jnp.dtype, backend: str
+    folder: Path,
+    config: ModelConfig,
+    dtype: jnp.dtype,
+    backend: str,
+    head: str = "materialised",
+    quantize: Kind | None = None,
 ) -> tuple[nnx.GraphDef, nnx.State]:
-    """Structure and parameters of the model, in `dtype`, on the default device.
+    """Structure and parameters of the model, in `dtype`, on the default device; quantised tensor by tensor.
 
     Raises `CheckpointError` for files that are damaged or do not fit the model.
     """
-    graphdef, state = nnx.split(abstract_model(config, dtype, backend))
+    graphdef, state = nnx.split(abstract_model(config, dtype, backend, head))
     flat = list(nnx.to_flat_state(state))
     if (folder / ORBAX_FOLDER).is_dir():
         from dgemma_jax.checkpoint import orbax  # most folders hold safetensors, and need not wait for its import
@@ -48,16 +56,19 @@ def load_parameters(
         found = orbax.restore(
             folder / ORBAX_FOLDER, {path: jax.ShapeDtypeStruct(leaf.shape, dtype) for path, leaf in flat}
         )
-        return graphdef, nnx.from_flat_state([(path, leaf.replace(found[path])) for path, leaf in flat])
+        params = nnx.from_flat_state([(path, leaf.replace(found[path])) for path, leaf in flat])
+        return graphdef, params if quantize is None else quantize_parameters(params, quantize)
     files = TensorFiles.open(folder)
     table = list(entries(config))
     require_match(table, files)
     names = {entry.path: entry for entry in table}
     return graphdef, nnx.from_flat_state(
-        [(path, leaf.replace(_read(files, names[path], dtype))) for path, leaf in flat]
+        [(path, leaf.replace(_read(files, names[path], dtype, quantize))) for path, leaf in flat]
     )
 
 
-def _read(files: TensorFiles, entry: Entry, dtype: jnp.dtype) -> jax.Array:
+def _read(files: TensorFiles, entry: Entry, dtype: jnp.dtype, kind: Kind | None) -> jax.Array | Quantized:
     value = files.read(entry.name).reshape(entry.shape)
+    if kind is not None and is_quantizable(entry.path):
+        return quantize_array(value, entry.path, kind)
     return jax.device_put(np.asarray(value, dtype))

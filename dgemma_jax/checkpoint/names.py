@@ -92,9 +92,11 @@ class Entry(NamedTuple):
         return math.prod(self.shape)
 
 
-def abstract_model(config: ModelConfig, dtype: jnp.dtype, backend: str = "all_experts") -> DiffusionGemma:
+def abstract_model(
+    config: ModelConfig, dtype: jnp.dtype, backend: str = "all_experts", head: str = "materialised"
+) -> DiffusionGemma:
     """The model with shapes for parameters: nothing is allocated."""
-    return nnx.eval_shape(lambda: DiffusionGemma(config, nnx.Rngs(0), dtype, backend))
+    return nnx.eval_shape(lambda: DiffusionGemma(config, nnx.Rngs(0), dtype, backend, head))
 
 
 def entries(config: ModelConfig) -> Iterator[Entry]:

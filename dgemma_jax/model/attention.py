@@ -1,7 +1,8 @@
 """Attention over segments of keys: what is cached, and what is being computed now.
 
 The segments are scored apart and merged through their common maximum and sum, so the cache is read where it
-lies: nothing is concatenated, copied or written (FlashAttention's merge, arXiv 2205.14135, section 3.1).
+lies: nothing is concatenated, copied or written (FlashAttention's merge, arXiv 2205.14135, section 3.1). Long
+segments are scored a block of keys at a time, merged the same way, so that scores take bounded memory.
 """
 
 from __future__ import annotations
@@ -14,10 +15,14 @@ from flax import nnx
 
 from dgemma_jax.config import SLIDING, LayerType, TextConfig
 from dgemma_jax.model.norms import RMSNorm, rms_norm
-from dgemma_jax.model.parameter import einsum, weight
+from dgemma_jax.model.parameter import einsum, slice_axis, weight
 from dgemma_jax.model.rope import Rotation, rotate
 
 MASKED = -1e30  # finite: a row with no visible key in one segment must not become NaN
+MOST_SCORES = 2**23
+"""Scores of one row of the batch that exist at a time: 32 MiB of float32; 2048 keys for a canvas of the 26B."""
+LEAST_BLOCK = 128
+"""Keys of a block, however many queries there are: a large image would otherwise go key by key."""
 
 
 class KeyValue(NamedTuple):
@@ -42,6 +47,9 @@ def attend(q_BTHC: jax.Array, segments: list[Segment]) -> jax.Array:
     B, T, H, C = q_BTHC.shape
     K = segments[0].key_value.key_BSKC.shape[2]
     q_BTKGC = q_BTHC.reshape(B, T, K, H // K, C)
+    block = max(MOST_SCORES // (T * H), LEAST_BLOCK)
+    if any(segment.key_value.key_BSKC.shape[1] > block for segment in segments):
+        return _attend_in_blocks(q_BTKGC, segments, block).reshape(B, T, H, C).astype(q_BTHC.dtype)
     scores = [_score(q_BTKGC, segment) for segment in segments]
     max_BKGT1 = jnp.max(jnp.stack([jnp.max(score, axis=-1) for score in scores]), axis=0)[..., None]
     total_BKGT1 = jnp.zeros_like(max_BKGT1)
@@ -53,6 +61,57 @@ def attend(q_BTHC: jax.Array, segments: list[Segment]) -> jax.Array:
         out_BTKGC += einsum("bkgts,bskc->btkgc", weight_BKGTS.astype(value_BSKC.dtype), value_BSKC).astype(jnp.float32)
     total_BTKG1 = jnp.moveaxis(total_BKGT1, 3, 1)
     return (out_BTKGC / total_BTKG1).reshape(B, T, H, C).astype(q_BTHC.dtype)
+
+
+class _Running(NamedTuple):
+    """The softmax over the keys so far, not yet divided: maximum, sum of exponentials, weighted values."""
+
+    max_BKGT1: jax.Array
+    total_BKGT1: jax.Array
+    out_BTKGC: jax.Array
+
+
+def _attend_in_blocks(q_BTKGC: jax.Array, segments: list[Segment], block: int) -> jax.Array:
+    """As `attend`, over blocks of at most `block` keys."""
+    B, T, K, G, C = q_BTKGC.shape
+    least_BKGT1 = jnp.full((B, K, G, T, 1), MASKED, jnp.float32)
+    running = _Running(least_BKGT1, jnp.zeros_like(least_BKGT1), jnp.zeros((B, T, K, G, C), jnp.float32))
+    for segment in segments:
+        S = segment.key_value.key_BSKC.shape[1]
+
+        def add(running: _Running, index: jax.Array, segment: Segment = segment, S: int = S) -> tuple[_Running, None]:
+            return _add_block(running, q_BTKGC, _block_of(segment, index * block, min(block, S))), None
+
+        running, _ = jax.lax.scan(add, running, jnp.arange(-(-S // block), dtype=jnp.int32))
+    return running.out_BTKGC / jnp.moveaxis(running.total_BKGT1, 3, 1)
+
+
+def _block_of(segment: Segment, start: jax.Array, size: int) -> Segment:
+    """The keys from `start` on. The last block is a whole one too: it reaches back, and sees no key a second time."""
+    key_BSKC, value_BSKC = segment.key_value
+    S = key_BSKC.shape[1]
+    first = jnp.minimum(start, S - size)
+    key_value = KeyValue(slice_axis(key_BSKC, first, size, 1), slice_axis(value_BSKC, first, size, 1))
+    mask_BTS = None if segment.mask_BTS is None else slice_axis(segment.mask_BTS, first, size, 2)
+    if S % size:
+        new_S = first + jnp.arange(size) >= start
+        mask_BTS = new_S[None, None] if mask_BTS is None else mask_BTS & new_S[None, None]
+    return Segment(key_value, mask_BTS)
+
+
+def _add_block(running: _Running, q_BTKGC: jax.Array, segment: Segment) -> _Running:
+    # Before its first visible key a query collects the masked ones; what it collected is then scaled to zero.
+    score_BKGTS = _score(q_BTKGC, segment)
+    max_BKGT1 = jnp.maximum(running.max_BKGT1, jnp.max(score_BKGTS, axis=-1, keepdims=True))
+    scale_BKGT1 = jnp.exp(running.max_BKGT1 - max_BKGT1)
+    weight_BKGTS = jnp.exp(score_BKGTS - max_BKGT1)
+    value_BSKC = segment.key_value.value_BSKC
+    out_BTKGC = einsum("bkgts,bskc->btkgc", weight_BKGTS.astype(value_BSKC.dtype), value_BSKC).astype(jnp.float32)
+    return _Running(
+        max_BKGT1,
+        running.total_BKGT1 * scale_BKGT1 + jnp.sum(weight_BKGTS, axis=-1, keepdims=True),
+        running.out_BTKGC * jnp.moveaxis(scale_BKGT1, 3, 1) + out_BTKGC,
+    )
 
 
 def _score(q_BTKGC: jax.Array, segment: Segment) -> jax.Array:

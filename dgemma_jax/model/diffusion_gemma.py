@@ -22,9 +22,16 @@ from dgemma_jax.model.vision import VisionTower
 class DiffusionGemma(nnx.Module):
     """Text model and, where the checkpoint has one, vision tower."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, dtype: jnp.dtype, backend: str = "all_experts"):
+    def __init__(
+        self,
+        config: ModelConfig,
+        rngs: nnx.Rngs,
+        dtype: jnp.dtype,
+        backend: str = "all_experts",
+        head: str = "materialised",
+    ):
         self.config = config
-        self.text = TextModel(config.text, rngs, dtype, backend)
+        self.text = TextModel(config.text, rngs, dtype, backend, head)
         vision = config.vision
         self.vision = None if vision is None else VisionTower(vision, config.text.hidden_size, rngs, dtype)
 

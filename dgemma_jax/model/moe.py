@@ -1,12 +1,13 @@
 """The mixture of experts: one function, exact backends behind it.
 
-    all_experts     every token through every expert, unchosen ones weighted zero. No control flow, differentiable;
-                    E/X times the useful arithmetic. The plain twin of the others.
-    expert_blocks   tokens sorted by expert and run in blocks of rows that share one expert. Only useful
-                    arithmetic plus padding; for CPU, where a loop costs nothing. Not differentiable.
+    all_experts       every token through every expert, unchosen ones weighted zero: two dense products. No control
+                      flow, differentiable; E/X times the useful arithmetic. The plain twin of the others.
+    expert_blocks     a loop over blocks of rows that share one expert; for CPUs. See `moe_blocks.py`.
+    capacity_buckets  a batched product with room for the busiest expert; for GPUs and TPUs. See `moe_buckets.py`.
+    ragged_dot        only by name, where the compiler has a grouped kernel. See `moe_ragged.py`.
 
-`jax.lax.ragged_dot` is not among them: on CPU, and on NVIDIA unless a flag is set, it expands to all experts
-with a masked copy of the activations per expert.
+Weights are stored once, in the published layout, which is also the layout the products read; the per-expert scale is
+part of the routing weight.
 """
 
 from __future__ import annotations
@@ -19,10 +20,13 @@ from flax import nnx
 
 from dgemma_jax.config import TextConfig
 from dgemma_jax.model.mlp import gelu
+from dgemma_jax.model.moe_blocks import expert_blocks
+from dgemma_jax.model.moe_buckets import capacity_buckets
+from dgemma_jax.model.moe_ragged import ragged_dot
 from dgemma_jax.model.parameter import einsum, weight
+from dgemma_jax.model.quantized import Quantized
 from dgemma_jax.model.router import Routing
 
-BLOCK_ROWS = 16
 ExpertFunction = Callable[[jax.Array, Routing, jax.Array, jax.Array], jax.Array]
 
 
@@ -30,6 +34,8 @@ def all_experts(x_AD: jax.Array, routing: Routing, gate_up_EFD: jax.Array, down_
     """Weighted sum over the chosen experts of each token: [A, D]. Gate rows come first in `gate_up_EFD`."""
     A, E = x_AD.shape[0], gate_up_EFD.shape[0]
     weight_AE = jnp.zeros((A, E), jnp.float32).at[jnp.arange(A)[:, None], routing.expert_AX].set(routing.weight_AX)
+    if isinstance(gate_up_EFD, Quantized):
+        return _one_by_one(x_AD, weight_AE, gate_up_EFD, down_EDF)
     D, F = down_EDF.shape[1:]
     # Plain matrix products: XLA's CPU backend sums products over two axes in another order for few rows than for many,
     # and a canvas must not notice that others are in the batch.
@@ -40,52 +46,32 @@ def all_experts(x_AD: jax.Array, routing: Routing, gate_up_EFD: jax.Array, down_
     return einsum("ay,dy->ad", hidden_AEF.astype(x_AD.dtype).reshape(A, -1), down_DY)
 
 
-def expert_blocks(x_AD: jax.Array, routing: Routing, gate_up_EFD: jax.Array, down_EDF: jax.Array) -> jax.Array:
-    """The same sum, expert by expert in blocks of `BLOCK_ROWS` rows."""
-    token_JR, weight_JR, expert_J, count = _blocks(routing, gate_up_EFD.shape[0], BLOCK_ROWS)
+def _one_by_one(x_AD: jax.Array, weight_AE: jax.Array, gate_up_EFD: Quantized, down_EDF: Quantized) -> jax.Array:
+    """The same for quantised weights, of which one expert's at a time are widened."""
 
-    def run_block(block: jax.Array, out_AD: jax.Array) -> jax.Array:
-        expert, rows = expert_J[block], token_JR[block]
-        x_RD = jnp.take(x_AD, rows, axis=0, mode="fill", fill_value=0)
-        gate_RF, up_RF = jnp.split(einsum("rd,fd->rf", x_RD, gate_up_EFD[expert]), 2, axis=-1)
-        y_RD = einsum("rf,df->rd", gelu(gate_RF) * up_RF, down_EDF[expert])
-        y_RD = y_RD.astype(jnp.float32) * weight_JR[block][:, None]
-        return out_AD.at[rows].add(y_RD, mode="drop")
+    def add(y_AD: jax.Array, expert: tuple[jax.Array, Quantized, Quantized]) -> tuple[jax.Array, None]:
+        weight_A, gate_up_FD, down_DF = expert
+        gate_AF, up_AF = jnp.split(einsum("ad,fd->af", x_AD, gate_up_FD), 2, axis=-1)
+        out_AD = einsum("af,df->ad", gelu(gate_AF) * up_AF, down_DF)
+        return y_AD + out_AD.astype(jnp.float32) * weight_A[:, None], None
 
-    out_AD = jax.lax.fori_loop(0, count, run_block, jnp.zeros(x_AD.shape, jnp.float32))
-    return out_AD.astype(x_AD.dtype)
+    start_AD = jnp.zeros(x_AD.shape, jnp.float32)
+    return jax.lax.scan(add, start_AD, (weight_AE.T, gate_up_EFD, down_EDF))[0].astype(x_AD.dtype)
 
 
-def _blocks(routing: Routing, E: int, rows: int) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Cuts the assignments, sorted by expert, into blocks of one expert each.
-
-    Returns the token of each row (A where the row is padding), its weight, the expert of each block, and how
-    many blocks are in use.
-    """
-    A, X = routing.expert_AX.shape
-    most = (A * X) // rows + min(E, A * X)  # full blocks, and at most one part-filled block an expert
-    expert_Z = routing.expert_AX.reshape(-1)
-    order_Z = jnp.argsort(expert_Z)  # stable: a token's experts are summed in the same order in any batch
-    count_E = jnp.zeros(E, jnp.int32).at[expert_Z].add(1)
-    blocks_E = (count_E + rows - 1) // rows
-    first_block_E = jnp.cumsum(blocks_E) - blocks_E
-    first_row_E = jnp.cumsum(count_E) - count_E
-    sorted_expert_Z = expert_Z[order_Z]
-    rank_Z = jnp.arange(A * X) - first_row_E[sorted_expert_Z]
-    slot_Z = first_block_E[sorted_expert_Z] * rows + rank_Z
-    token_J = jnp.full(most * rows, A, jnp.int32).at[slot_Z].set((order_Z // X).astype(jnp.int32))
-    weight_J = jnp.zeros(most * rows, jnp.float32).at[slot_Z].set(routing.weight_AX.reshape(-1)[order_Z])
-    expert_J = jnp.searchsorted(jnp.cumsum(blocks_E), jnp.arange(most), side="right")
-    return token_J.reshape(most, rows), weight_J.reshape(most, rows), expert_J, jnp.sum(blocks_E)
-
-
-BACKENDS: dict[str, ExpertFunction] = {"all_experts": all_experts, "expert_blocks": expert_blocks}
+BACKENDS: dict[str, ExpertFunction] = {
+    "all_experts": all_experts,
+    "expert_blocks": expert_blocks,
+    "capacity_buckets": capacity_buckets,
+    "ragged_dot": ragged_dot,
+}
 
 
 def choose_backend(config: TextConfig, platform: str) -> str:
-    """The backend for a device: blocks on a CPU where all experts would cost much more than the chosen ones."""
-    wasteful = config.num_experts > 4 * config.top_k_experts
-    return "expert_blocks" if platform == "cpu" and wasteful else "all_experts"
+    """The backend for a device ("cpu", "gpu", ...): all experts unless that costs much more than the chosen ones."""
+    if config.num_experts <= 4 * config.top_k_experts:
+        return "all_experts"
+    return "expert_blocks" if platform == "cpu" else "capacity_buckets"
 
 
 class Experts(nnx.Module):

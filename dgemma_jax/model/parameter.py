@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dgemma_jax.model import quantized
+
 
 def weight(rngs: nnx.Rngs, dtype: jnp.dtype, *, std: float | None = None, **axes: int) -> nnx.Param:
     """A matrix, normal with `std` (default: one over the square root of its last axis, the fan-in)."""
@@ -27,7 +29,21 @@ def constant(value: float, dtype: jnp.dtype, **axes: int) -> nnx.Param:
     return nnx.Param(jnp.full(tuple(axes.values()), value, dtype), axes=tuple(axes))
 
 
-def einsum(formula: str, *operands: jax.Array) -> jax.Array:
-    """`jnp.einsum` whose float32 is float32: GPUs and TPUs would otherwise round float32 inputs to 10 bits."""
-    exact = all(x.dtype == jnp.float32 for x in operands)
-    return jnp.einsum(formula, *operands, precision=jax.lax.Precision.HIGHEST if exact else None)
+def slice_axis(x: jax.Array, first: jax.Array, size: int, axis: int = 0) -> jax.Array:
+    """`size` entries of an axis from `first` on, which a loop may vary: of a weight, or of a cache."""
+    if x.dtype == jnp.bfloat16:
+        # XLA's CPU backend may slice bfloat16 by way of float32, and would move the widening of the whole array, which
+        # does not depend on the loop, out of it.
+        x, first = jax.lax.optimization_barrier((x, first))
+    return jax.lax.dynamic_slice_in_dim(x, first, size, axis)
+
+
+def einsum(formula: str, x: jax.Array, y: jax.Array | quantized.Quantized) -> jax.Array:
+    """`jnp.einsum` whose float32 is float32: GPUs and TPUs would otherwise round float32 inputs to 10 bits.
+
+    `y` may be a quantised weight.
+    """
+    if isinstance(y, quantized.Quantized):
+        return quantized.einsum(formula, x, y)
+    exact = x.dtype == y.dtype == jnp.float32
+    return jnp.einsum(formula, x, y, precision=jax.lax.Precision.HIGHEST if exact else None)

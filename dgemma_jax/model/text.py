@@ -41,8 +41,9 @@ class TextOutput(NamedTuple):
 class TextModel(nnx.Module):
     """Parameters of the language model and the passes over them."""
 
-    def __init__(self, config: TextConfig, rngs: nnx.Rngs, dtype: jnp.dtype, backend: str):
+    def __init__(self, config: TextConfig, rngs: nnx.Rngs, dtype: jnp.dtype, backend: str, head: str):
         self.config = config
+        self.head = head  # how the sampler passes over the vocabulary, one of `sampling.heads.HEADS`
         self.embedding_VD = weight(rngs, dtype, vocabulary=config.vocab_size, embed=config.hidden_size)
         self.layers = nnx.List([Layer(config, kind, rngs, dtype, backend) for kind in config.layer_types])
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
@@ -92,7 +93,10 @@ class TextModel(nnx.Module):
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
         """Final norm, tied head, soft cap: float32 [B, T, V] within +-final_logit_softcapping."""
-        raw_BTV = einsum("btd,vd->btv", self.norm(x_BTD), self.embedding_VD[...])
+        return self.cap(einsum("btd,vd->btv", self.norm(x_BTD), self.embedding_VD[...]))
+
+    def cap(self, raw: jax.Array) -> jax.Array:
+        """The soft cap on products with the embedding: float32."""
         # fp32: capping in bf16 moves entropies by up to a tenth of a nat.
         cap = self.config.final_logit_softcapping
-        return jnp.tanh(raw_BTV.astype(jnp.float32) / cap) * cap
+        return jnp.tanh(raw.astype(jnp.float32) / cap) * cap

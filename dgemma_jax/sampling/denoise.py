@@ -16,7 +16,8 @@ from dgemma_jax.model.diffusion_gemma import DiffusionGemma
 from dgemma_jax.sampling import stopping
 from dgemma_jax.sampling.accept import accept
 from dgemma_jax.sampling.draws import Draws
-from dgemma_jax.sampling.head import Prediction, predict
+from dgemma_jax.sampling.head import Prediction
+from dgemma_jax.sampling.heads import HEADS
 from dgemma_jax.sampling.schedule import temperature
 from dgemma_jax.sampling.settings import Settings
 
@@ -62,7 +63,10 @@ def step(model: DiffusionGemma, cache: Cache, state: State, settings: Settings, 
     drawn = draws.step(state.step_B)
     x_BLD = model.denoise(cache, state.canvas_BL, state.soft_BLD)
     heat_B = temperature(state.step_B, settings)
-    prediction = predict(model.text, x_BLD, heat_B, drawn.uniform_BL, settings.truncation)
+    # What the last step would condition the next one on is not made. (That a canvas stops early shows too late.)
+    goes_on_B = ~state.done_B & (state.step_B + 1 < settings.max_steps_B)
+    head = HEADS[model.text.head]
+    prediction = head(model.text, x_BLD, heat_B, drawn.uniform_BL, settings.truncation, goes_on_B)
     new = _advance(state, x_BLD, prediction, drawn.token_BL, settings)
     return jax.tree.map(lambda old, fresh: jnp.where(_like(state.done_B, fresh), old, fresh), state, new)
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dgemma_jax.model.slices import MOST_LOGITS, sliced
 from dgemma_jax.model.text import TextModel
 from dgemma_jax.sampling.truncation import Truncation, truncate
 
@@ -21,10 +22,16 @@ class Prediction(NamedTuple):
 
 
 def predict(
-    text: TextModel, x_BLD: jax.Array, temperature_B: jax.Array, uniform_BL: jax.Array, truncation: Truncation | None
+    text: TextModel,
+    x_BLD: jax.Array,
+    temperature_B: jax.Array,
+    uniform_BL: jax.Array,
+    truncation: Truncation | None,
+    goes_on_B: jax.Array | None = None,
 ) -> Prediction:
     """Materialises the logits [B, L, V], scales them by the temperature and reads everything off them.
 
+    `goes_on_B`: which rows take another step, the only ones whose expected embedding matters; here all have one.
     Only the draw is truncated: how sure the model is, what it is sure of, and what it conditions on next, is its own.
     """
     logits_BLV = text.logits(x_BLD) / temperature_B[:, None, None]
@@ -37,6 +44,18 @@ def predict(
         entropy_BL=-jnp.sum(probability_BLV * log_BLV, axis=-1),
         soft_BLD=soft_embedding(text, logits_BLV),
     )
+
+
+def predict_drawn(
+    text: TextModel, x_BLD: jax.Array, temperature_B: jax.Array, uniform_BL: jax.Array, truncation: Truncation
+) -> jax.Array:
+    """The drawn tokens of `predict` alone: [B, L]. The logits exist for a slice of the positions at a time."""
+
+    def drawn(x_BSD: jax.Array, uniform_BS: jax.Array) -> jax.Array:
+        probability_BSV = jax.nn.softmax(text.logits(x_BSD) / temperature_B[:, None, None], axis=-1)
+        return draw(truncate(probability_BSV, truncation), uniform_BS)
+
+    return sliced(drawn, text.config.vocab_size, x_BLD, uniform_BL, most=MOST_LOGITS // 4)
 
 
 def draw(probability_BLV: jax.Array, uniform_BL: jax.Array) -> jax.Array:

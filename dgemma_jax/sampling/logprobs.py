@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dgemma_jax.model.slices import MOST_LOGITS, sliced
 from dgemma_jax.model.text import TextModel
 from dgemma_jax.sampling.options import MOST_LOGPROBS
 
@@ -35,10 +36,14 @@ def logprobs(text: TextModel, x_BLD: jax.Array, canvas_BL: jax.Array) -> Logprob
     Q is always `MOST_LOGPROBS`, whatever a request asks for: one shape, one program. Of equally likely tokens the
     smaller id comes first.
     """
-    log_BLV = jax.nn.log_softmax(text.logits(x_BLD), axis=-1)
-    logprob_BLQ, likeliest_BLQ = jax.lax.top_k(log_BLV, min(MOST_LOGPROBS, log_BLV.shape[-1]))
-    token_BL = jnp.take_along_axis(log_BLV, canvas_BL[..., None], axis=-1)[..., 0]
-    return Logprobs(token_BL, likeliest_BLQ, logprob_BLQ)
+
+    def scored(x_BSD: jax.Array, canvas_BS: jax.Array) -> Logprobs:
+        log_BSV = jax.nn.log_softmax(text.logits(x_BSD), axis=-1)
+        logprob_BSQ, likeliest_BSQ = jax.lax.top_k(log_BSV, min(MOST_LOGPROBS, log_BSV.shape[-1]))
+        token_BS = jnp.take_along_axis(log_BSV, canvas_BS[..., None], axis=-1)[..., 0]
+        return Logprobs(token_BS, likeliest_BSQ, logprob_BSQ)
+
+    return sliced(scored, text.config.vocab_size, x_BLD, canvas_BL, most=MOST_LOGITS // 4)
 
 
 def of_row(logprobs: Logprobs, row: int, tokens: int, likeliest: int) -> tuple[TokenLogprob, ...]:

@@ -12,12 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import ROUNDING
 
+from dgemma_jax.checkpoint.quantize import KINDS
 from dgemma_jax.config import DIFFUSION_GEMMA_26B_A4B, TextConfig
-from dgemma_jax.model.moe import BACKENDS, all_experts, choose_backend, expert_blocks
+from dgemma_jax.model.moe import BACKENDS, choose_backend
 from dgemma_jax.model.router import Router, Routing
+from serve.config import ServeConfig
 
 E, D, F = 7, 12, 5
-ALL, BLOCKS = jax.jit(all_experts), jax.jit(expert_blocks)
+COMPILED = {name: jax.jit(backend) for name, backend in BACKENDS.items()}
 
 
 def numbers(seed: int, *shape: int) -> jax.Array:
@@ -60,9 +62,9 @@ def test_backends_agree_with_the_definition_however_skewed_the_routing(
     routing = routing_of(np.argsort(-score, axis=-1)[:, :chosen], seed)
     x_AD = np.asarray(rng.normal(size=(tokens, D)), np.float32)
     wanted = plain(x_AD, routing)
-    for backend in (ALL, BLOCKS):
+    for name, backend in COMPILED.items():
         found = backend(jnp.asarray(x_AD), routing, GATE_UP, DOWN)
-        np.testing.assert_allclose(np.asarray(found), wanted, rtol=0, atol=ROUNDING)
+        np.testing.assert_allclose(np.asarray(found), wanted, rtol=0, atol=ROUNDING, err_msg=name)
 
 
 def small_router(seed: int) -> Router:
@@ -106,7 +108,31 @@ def test_experts_permuted_together_with_the_router_change_nothing(backend: str) 
     np.testing.assert_allclose(np.asarray(found), np.asarray(wanted), rtol=0, atol=ROUNDING)
 
 
-def test_a_processor_runs_blocks_where_all_experts_would_be_wasteful() -> None:
+def test_the_backend_is_chosen_by_device_and_by_what_all_experts_would_waste() -> None:
     few: TextConfig = reading.model("window6").config.text
     assert choose_backend(DIFFUSION_GEMMA_26B_A4B.text, "cpu") == "expert_blocks"
-    assert choose_backend(few, "cpu") == "all_experts"
+    assert choose_backend(few, "cpu") == choose_backend(few, "gpu") == "all_experts"
+    assert choose_backend(DIFFUSION_GEMMA_26B_A4B.text, "gpu") == "capacity_buckets"
+
+
+def test_the_flags_of_the_server_name_all_backends_and_kinds_of_weights() -> None:
+    fields = ServeConfig.__dataclass_fields__
+    assert set(fields["moe_backend"].metadata["choices"]) == set(BACKENDS)
+    assert set(fields["quantize"].metadata["choices"]) == set(KINDS)
+
+
+def test_no_device_gets_the_ragged_product_unasked() -> None:
+    few: TextConfig = reading.model("window6").config.text
+    for config in (few, DIFFUSION_GEMMA_26B_A4B.text):
+        assert "ragged_dot" not in {choose_backend(config, platform) for platform in ("cpu", "gpu", "tpu")}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_blocks_hold_the_weights_of_few_experts_at_a_time(dtype: str) -> None:
+    """No copy of all weights, which XLA would make to widen bfloat16 before the loop."""
+    experts, hidden, width = 64, 32, 64
+    shapes = [(32, width), (experts, 2 * hidden, width), (experts, width, hidden)]
+    x, gate_up, down = (jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)) for shape in shapes)
+    routing = routing_of(np.zeros((32, 2), int), 0)
+    temporary = COMPILED["expert_blocks"].lower(x, routing, gate_up, down).compile().memory_analysis()
+    assert temporary.temp_size_in_bytes < 3 * experts * hidden * width * jnp.dtype(dtype).itemsize / 2

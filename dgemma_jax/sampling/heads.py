@@ -1,0 +1,25 @@
+"""Which vocabulary pass the sampler runs. They agree; see `head.py` (the plain one) and `streaming.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+
+from dgemma_jax.config import TextConfig
+from dgemma_jax.model.text import TextModel
+from dgemma_jax.sampling.head import Prediction, predict
+from dgemma_jax.sampling.streaming import predict_streaming
+from dgemma_jax.sampling.truncation import Truncation
+
+Head = Callable[[TextModel, jax.Array, jax.Array, jax.Array, Truncation | None, jax.Array | None], Prediction]
+
+HEADS: dict[str, Head] = {"materialised": predict, "streaming": predict_streaming}
+SMALLEST_STREAMED = 32768
+"""Tokens of the smallest vocabulary that is streamed: the logits of a canvas of 256 are then 32 MiB, and no longer
+stay in a processor's cache between the passes over them."""
+
+
+def choose_head(config: TextConfig) -> str:
+    """The pass for a vocabulary: streamed where its logits are large, on every platform."""
+    return "streaming" if config.vocab_size >= SMALLEST_STREAMED else "materialised"

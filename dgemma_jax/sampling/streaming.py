@@ -1,0 +1,196 @@
+"""The vocabulary pass in one sweep over tiles of the embedding: the logits of a canvas never exist.
+
+    tile of the embedding -> logits of the tile -> running maximum, sum, entropy, argmax, expected embedding
+                                                -> sums of small groups of tokens, from which the draw is made
+
+Each tile is read once for both of its products. The sums are merged as in FlashAttention (arXiv 2205.14135). The draw
+is the inverse transform of `head.draw`, with the same one number a position, in two stages: the group in which the
+cumulative probability passes it, then the token in the group, whose logits are computed again.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dgemma_jax.model.attention import MASKED
+from dgemma_jax.model.parameter import einsum, slice_axis
+from dgemma_jax.model.text import TextModel
+from dgemma_jax.sampling.head import Prediction, draw, predict_drawn
+from dgemma_jax.sampling.truncation import Truncation
+
+TILE = 4096
+GROUP = 32
+"""Tokens in a tile, and in a group of the draw. A tile's logits and weights should stay in the processor's cache."""
+
+
+class _Sums(NamedTuple):
+    """What is known of each position after some tiles; sums are relative to the exponential of the maximum.
+
+    `spread` is the sum of how far each logit is below the maximum, weighted; `soft` are weighted embeddings, and
+    `soft_total` their weights, which are those of logits rounded to the weights' type.
+    """
+
+    max_A: jax.Array
+    argmax_A: jax.Array
+    total_A: jax.Array
+    spread_A: jax.Array
+    soft_AD: jax.Array
+    soft_total_A: jax.Array
+
+
+class _Groups(NamedTuple):
+    """Of one tile: its maximum, and the sum of each group relative to it."""
+
+    max_A: jax.Array
+    sum_AZ: jax.Array
+
+
+def predict_streaming(
+    text: TextModel,
+    x_BLD: jax.Array,
+    temperature_B: jax.Array,
+    uniform_BL: jax.Array,
+    truncation: Truncation | None,
+    goes_on_B: jax.Array | None = None,
+) -> Prediction:
+    """As `head.predict`, equal to it but for the order of sums; no expected embedding is made where no row goes on.
+
+    With a truncation the draws of rows that have bounds are made of their probabilities whole, a slice of positions at
+    a time: a second product with the embedding, which no other request pays for.
+    """
+    B, L, D = x_BLD.shape
+    x_AD = text.norm(x_BLD).reshape(B * L, D)
+    temperature_A1 = jnp.repeat(temperature_B, L)[:, None]
+    goes_on_A = jnp.ones(B * L, bool) if goes_on_B is None else jnp.repeat(goes_on_B, L)
+    sums, groups = _sweep(text, x_AD, temperature_A1, goes_on_A)
+    drawn_BL = _draw(text, x_AD, temperature_A1, groups, sums.max_A, uniform_BL.reshape(-1)).reshape(B, L)
+    if truncation is not None:
+        bounded_BL = predict_drawn(text, x_BLD, temperature_B, uniform_BL, truncation)
+        has_bounds_B = (truncation.top_k_B > 0) | (truncation.top_p_B < 1)
+        drawn_BL = jnp.where(has_bounds_B[:, None], bounded_BL, drawn_BL)
+    dtype = text.embedding_VD.dtype
+    soft_AD = (sums.soft_AD / sums.soft_total_A[:, None]).astype(dtype) * text.embedding_scale
+    return Prediction(
+        argmax_BL=sums.argmax_A.reshape(B, L),
+        drawn_BL=drawn_BL,
+        entropy_BL=(jnp.log(sums.total_A) + sums.spread_A / sums.total_A).reshape(B, L),
+        soft_BLD=soft_AD.reshape(B, L, D),
+    )
+
+
+def _sweep(text: TextModel, x_AD: jax.Array, temperature_A1: jax.Array, goes_on_A: jax.Array) -> tuple[_Sums, _Groups]:
+    """All tiles, one after another: the sums over all, and the groups of each with the tiles in front."""
+    (A, D), V = x_AD.shape, text.config.vocab_size
+    zero_A = jnp.zeros(A, jnp.float32)
+    start = _Sums(
+        jnp.full(A, MASKED, jnp.float32),
+        jnp.zeros(A, jnp.int32),
+        zero_A,
+        zero_A,
+        jnp.zeros((A, D), jnp.float32),
+        zero_A,
+    )
+
+    def add(sums: _Sums, tile: jax.Array) -> tuple[_Sums, _Groups]:
+        return _add_tile(text, x_AD, temperature_A1, goes_on_A, sums, tile)
+
+    return jax.lax.scan(add, start, jnp.arange(-(-V // _tile_size(V)), dtype=jnp.int32))
+
+
+def _tile_size(V: int) -> int:
+    """Of small vocabularies the whole, in full groups where there are that many tokens."""
+    return min(TILE, max(V // GROUP * GROUP, 1))
+
+
+def _add_tile(
+    text: TextModel, x_AD: jax.Array, temperature_A1: jax.Array, goes_on_A: jax.Array, sums: _Sums, tile: jax.Array
+) -> tuple[_Sums, _Groups]:
+    V = text.config.vocab_size
+    size = _tile_size(V)
+    # The last tile is a whole one too: it reaches back, and what the one before has counted is masked.
+    first = jnp.minimum(tile * size, V - size)
+    embedding_YD = slice_axis(text.embedding_VD[...], first, size)
+    logit_AY = text.cap(einsum("ad,yd->ay", x_AD, embedding_YD)) / temperature_A1
+    place_Y = jnp.arange(size, dtype=jnp.int32)
+    if V % size:
+        logit_AY = jnp.where((first + place_Y)[None] >= tile * size, logit_AY, MASKED)
+    max_A = jnp.max(logit_AY, axis=-1)
+    # The first of the largest, in float32, which holds places exactly: XLA's argmax is one number at a time on CPUs.
+    place_AY = jnp.where(logit_AY == max_A[:, None], place_Y.astype(jnp.float32)[None], size - 1)
+    argmax_A = first + jnp.min(place_AY, axis=-1).astype(jnp.int32)
+    below_AY = max_A[:, None] - logit_AY
+    weight_AY = jnp.exp(-below_AY)
+    sum_AZ = jnp.sum(weight_AY.reshape(len(x_AD), -1, min(GROUP, size)), axis=-1)
+    whole_A = jnp.maximum(sums.max_A, max_A)
+    old_A, new_A = jnp.exp(sums.max_A - whole_A), jnp.exp(max_A - whole_A)
+    total_A = jnp.sum(sum_AZ, axis=-1)
+    spread_A = jnp.sum(weight_AY * below_AY, axis=-1)
+    soft_AY, soft_total_A = _soft_weights(logit_AY, max_A, weight_AY, total_A, embedding_YD.dtype)
+    return _Sums(
+        max_A=whole_A,
+        argmax_A=jnp.where(max_A > sums.max_A, argmax_A, sums.argmax_A),
+        total_A=sums.total_A * old_A + total_A * new_A,
+        spread_A=old_A * (sums.spread_A + (whole_A - sums.max_A) * sums.total_A)
+        + new_A * (spread_A + (whole_A - max_A) * total_A),
+        soft_AD=_add_soft(sums.soft_AD * old_A[:, None], jnp.where(goes_on_A, new_A, 0), soft_AY, embedding_YD),
+        soft_total_A=sums.soft_total_A * old_A + soft_total_A * new_A,
+    ), _Groups(max_A, sum_AZ)
+
+
+def _soft_weights(
+    logit_AY: jax.Array, max_A: jax.Array, weight_AY: jax.Array, total_A: jax.Array, dtype: jnp.dtype
+) -> tuple[jax.Array, jax.Array]:
+    """Weights of the expected embedding and their sum: see `head.soft_embedding` for the rounding."""
+    if dtype == jnp.float32:
+        return weight_AY, total_A
+    rounded_AY = jnp.exp(logit_AY.astype(dtype).astype(jnp.float32) - max_A[:, None])
+    return rounded_AY.astype(dtype), jnp.sum(rounded_AY, axis=-1)
+
+
+def _add_soft(soft_AD: jax.Array, scale_A: jax.Array, weight_AY: jax.Array, embedding_YD: jax.Array) -> jax.Array:
+    """Adds a tile's embeddings, unless their probability is zero in float32 for every position."""
+
+    def add(soft_AD: jax.Array) -> jax.Array:
+        exact = jax.lax.Precision.HIGHEST if embedding_YD.dtype == jnp.float32 else None
+        # fp32 sums over the tiles, whatever the weights' type.
+        tile_AD = jnp.matmul(weight_AY, embedding_YD, precision=exact, preferred_element_type=jnp.float32)
+        return soft_AD + scale_A[:, None] * tile_AD
+
+    return jax.lax.cond(jnp.any(scale_A > 0), add, lambda soft_AD: soft_AD, soft_AD)
+
+
+def _draw(
+    text: TextModel,
+    x_AD: jax.Array,
+    temperature_A1: jax.Array,
+    groups: _Groups,
+    max_A: jax.Array,
+    uniform_A: jax.Array,
+) -> jax.Array:
+    """The token at which the cumulative probability passes the uniform number."""
+    V = text.config.vocab_size
+    size = _tile_size(V)
+    group = min(GROUP, size)
+    scale_NA1 = jnp.exp(groups.max_A - max_A[None])[..., None]
+    weight_AZ = jnp.moveaxis(groups.sum_AZ * scale_NA1, 0, 1).reshape(len(x_AD), -1)
+    chosen_A, rest_A = _pass(weight_AZ, uniform_A)
+    tile_A, inside_A = chosen_A // (size // group), chosen_A % (size // group)
+    first_A = jnp.minimum(tile_A * size, V - size) + inside_A * group
+    token_AR = first_A[:, None] + jnp.arange(group, dtype=jnp.int32)[None]
+    embedding_ARD = jnp.take(text.embedding_VD[...], token_AR, axis=0)
+    logit_AR = text.cap(einsum("ad,ard->ar", x_AD, embedding_ARD)) / temperature_A1
+    logit_AR = jnp.where(token_AR >= tile_A[:, None] * size, logit_AR, MASKED)
+    within_A = draw(jax.nn.softmax(logit_AR, axis=-1), rest_A)
+    return first_A + within_A
+
+
+def _pass(weight_AZ: jax.Array, uniform_A: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The group in which the cumulative weight passes the uniform number, and how far into the group, in [0, 1)."""
+    chosen_A = draw(weight_AZ, uniform_A)
+    cumulative_AZ = jnp.cumsum(weight_AZ, axis=-1)
+    weight_A, end_A = (jnp.take_along_axis(x, chosen_A[:, None], axis=-1)[:, 0] for x in (weight_AZ, cumulative_AZ))
+    rest_A = (uniform_A * cumulative_AZ[:, -1] - (end_A - weight_A)) / weight_A
+    return chosen_A, jnp.clip(rest_A, 0, 1 - 2**-24)

@@ -1,0 +1,106 @@
+"""`bench step`: one denoising step of one canvas, alone or against transformers on the same weights."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import dgemma_jax
+from dgemma_jax import compiled
+from dgemma_jax.cache import Cache
+from dgemma_jax.model.moe_blocks import BLOCK_ROWS
+from dgemma_jax.sampling import denoise
+from dgemma_jax.sampling.draws import KeyedDraws, row_keys
+from dgemma_jax.sampling.settings import Settings
+from tools import bench_model, roofline
+from tools.bench_report import printing, report, shown
+from tools.bench_timing import Sample, figure, interleaved, peak_candidates, peaks, temporaries
+from tools.module_cost import matrix_flops
+
+OURS, THEIRS = "denoising step", "transformers"
+AGREE = 1e-3
+"""Largest difference of logits, which reach 30, that two float32 implementations may have at this size."""
+
+
+def add_command(commands: Any) -> None:
+    """Declares the command."""
+    parser = commands.add_parser("step", help="a denoising step", description=__doc__)
+    bench_model.add_options(parser)
+    parser.add_argument("--against", choices=("transformers",), help="run it too, in turn, once the logits agree")
+    parser.set_defaults(run=printing(measure))
+
+
+def measure(options: argparse.Namespace) -> str:
+    """Measures and reports."""
+    model = bench_model.model_of(options)
+    config, width = model.config, model.dtype.itemsize
+    tokens = bench_model.tokens_of(options, config, options.context)
+    cache = model.prefill(tokens)
+    step, arguments = prepared(model, cache)
+    candidates: dict[str, Any] = {**peak_candidates(model.dtype), OURS: lambda: step(*arguments)}
+    more: dict[str, Any] = {}
+    if options.against:
+        from tools.bench_transformers import Peer
+
+        peer = Peer(config, model.params, tokens)
+        more["logits differ by at most"] = agreement(model, cache, peer, options.seed)
+        more["experts of transformers"] = peer.experts
+        candidates[THEIRS] = peer.step
+    samples = interleaved(candidates, options.repeats)
+    peak = peaks(samples)
+    work = roofline.step(config.text, config.canvas_length, options.context, width)
+    figures = [figure(OURS, samples[OURS], work, peak)]
+    if THEIRS in samples:
+        figures.append(figure(THEIRS, samples[THEIRS], work, peak))
+        more["times as fast as transformers"] = ratio(samples[THEIRS], samples[OURS])
+    more |= module(step, model, work)
+    return shown(report("step", bench_model.settings_of(options, config), figures, peak, **more), options.json)
+
+
+def prepared(model: dgemma_jax.Model, cache: Cache) -> tuple[jax.stages.Compiled, tuple]:
+    """A step in the middle of a canvas, compiled, and its arguments."""
+    config = model.config
+    seed, index = jnp.zeros((1, 2), jnp.uint32), jnp.zeros(1, jnp.int32)
+    draws = KeyedDraws(row_keys(seed, index), config.canvas_length, config.text.vocab_size)
+    settings = Settings.of(bench_model.endless(model.generation, 48), 1)
+    start = denoise.start(nnx.merge(model.graphdef, model.params), draws, settings)
+    step = compiled.denoise_step.lower(model.graphdef, model.params, cache, start, settings, draws).compile()
+    state = step(model.params, cache, start, settings, draws)
+    return step, (model.params, cache, state, settings, draws)
+
+
+def agreement(model: dgemma_jax.Model, cache: Cache, peer: Any, seed: int) -> float:
+    """The largest difference of logits on a first and on a conditioned step. Raises ValueError where it is large."""
+    rng = np.random.default_rng(seed + 1)
+    canvases = rng.integers(0, model.config.text.vocab_size, (2, 1, model.config.canvas_length))
+    worst, previous = 0.0, None
+    for canvas in canvases:
+        theirs = peer.logits(canvas, previous)
+        ours = np.asarray(model.denoise_logits(cache, canvas, previous))
+        worst, previous = max(worst, float(np.abs(ours - theirs).max())), theirs
+    if model.dtype == jnp.float32 and worst > AGREE:
+        raise ValueError(f"the logits differ by {worst:.2g}, wanted at most {AGREE}: a time would mean nothing")
+    return worst
+
+
+def ratio(slow: Sample, fast: Sample) -> dict[str, float]:
+    """How many times as fast, and in the worst and the best of the rounds."""
+    rounds = [one / other for one, other in zip(slow.seconds, fast.seconds, strict=True)]
+    return {"median": slow.median / fast.median, "worst": min(rounds), "best": max(rounds)}
+
+
+def module(step: jax.stages.Compiled, model: dgemma_jax.Model, work: roofline.Work) -> dict[str, Any]:
+    """What the compiled module says of itself, where its text can be counted."""
+    found: dict[str, Any] = {"temporaries MB": temporaries(step)}
+    text = model.config.text
+    blocks = model.config.canvas_length * text.top_k_experts // BLOCK_ROWS + text.num_experts  # at most
+    try:
+        found["arithmetic, of the useful"] = matrix_flops(step.as_text() or "", blocks) / work.flops
+    except ValueError as error:
+        found["arithmetic"] = str(error)
+    return found
