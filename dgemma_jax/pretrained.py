@@ -1,4 +1,4 @@
-"""A loaded model: parameters on a device, and the public functions over them."""
+"""A loaded model: parameters on a device or on many, and the public functions over them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 from dgemma_jax import cache as kv
@@ -23,13 +24,14 @@ from dgemma_jax.model.moe import BACKENDS, choose_backend
 from dgemma_jax.prompt.tokenizer import Tokenizer
 from dgemma_jax.sampling.heads import HEADS, choose_head
 from dgemma_jax.sampling.options import PLAIN, SamplingOptions
+from dgemma_jax.sharding import cache_sharding, make_mesh
 from dgemma_jax.training.lora import merge as merge_adapter
 from dgemma_jax.training.lora import read as read_adapter
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A checkpoint on a device. Made by `load`; every method but `append` leaves its arguments as they are."""
+    """A checkpoint on its devices. Made by `load`; every method but `append` leaves its arguments as they are."""
 
     config: ModelConfig
     generation: GenerationConfig
@@ -38,6 +40,8 @@ class Model:
     dtype: jnp.dtype
     graphdef: nnx.GraphDef
     params: nnx.State
+    mesh: Mesh | None = None
+    """The devices it is spread over; None for one."""
 
     def prefill(
         self, tokens: ArrayLike, *, patches: ArrayLike | None = None, patch_positions: ArrayLike | None = None
@@ -61,7 +65,7 @@ class Model:
         images = check_images(self.config, tokens_BT, patches, patch_positions)
         is_soft_BT = tokens_BT == self.config.image_token_id
         soft_BTD = None if images is None else self.soft_tokens(is_soft_BT, *images)
-        cache = kv.empty(self.config.text, rows, self.capacity(length + self.config.canvas_length), self.dtype)
+        cache = self.empty_cache(rows, self.capacity(length + self.config.canvas_length))
         for start, end in chunks(length, PREFILL_CHUNK, None if images is None else is_soft_BT):
             cache = self.extend(cache, tokens_BT[:, start:end], None if soft_BTD is None else soft_BTD[:, start:end])
         return cache
@@ -169,6 +173,14 @@ class Model:
         if needed > positions:
             raise ValueError(f"{needed} tokens do not fit the model's {positions} positions")
 
+    def empty_cache(self, rows: int, capacity: int) -> kv.Cache:
+        """A cache that holds nothing, where the model's devices want it."""
+        return compiled.empty(self.config.text, rows, capacity, self.dtype, self.mesh)
+
+    def place(self, cache: kv.Cache) -> kv.Cache:
+        """A cache, moved to where the model's devices want it: no copy if it is there."""
+        return cache if self.mesh is None else jax.device_put(cache, cache_sharding(cache, self.mesh))
+
     def capacity(self, needed: int) -> int:
         """The capacity of a cache for so many tokens: one of few."""
         return capacity_bucket(needed, self.config.text.max_position_embeddings)
@@ -177,7 +189,7 @@ class Model:
 def load(
     path: str | Path,
     dtype: str = "bfloat16",
-    mesh: None = None,
+    mesh: str | Mesh | None = None,
     quantize: None = None,
     backend: str | None = None,
     lora: str | Path | None = None,
@@ -189,7 +201,9 @@ def load(
         path: folder with config.json and weights, safetensors or `orbax/`; generation_config.json and a tokenizer
             where there are.
         dtype: "bfloat16", or "float32" for exactness. Weights are converted when the files hold the other.
-        mesh, quantize: not implemented yet; must be None.
+        mesh: devices to spread the model over: "expert=4,data=2" or a jax Mesh with axes of `data`, `expert` and
+            `model` (see `dgemma_jax.sharding`); None for all accelerators present, of CPU devices for one.
+        quantize: not implemented yet; must be None.
         backend: how the experts run, one of `model.moe.BACKENDS`; None chooses by device and size.
         head: how the sampler passes over the vocabulary, one of `sampling.heads.HEADS`; None chooses by its size.
         lora: folder of an adapter (`dgemma_jax.training.lora`), which is added to the weights.
@@ -198,10 +212,11 @@ def load(
         ConfigError: config missing, unknown or contradictory setting.
         CheckpointError: files missing, damaged, or tensors or an adapter that do not fit the model.
         TokenizerError: tokenizer damaged, or lacking a token of the chat format.
-        ValueError: an argument that is not supported, or a tokenizer with more tokens than the model.
+        ValueError: an argument that is not supported, a mesh that does not fit, or a tokenizer with more tokens than
+            the model.
     """
-    if mesh is not None or quantize is not None:
-        raise ValueError("mesh and quantize are not implemented yet: pass None")
+    if quantize is not None:
+        raise ValueError("quantize is not implemented yet: pass None")
     if dtype not in ("bfloat16", "float32"):
         raise ValueError(f'dtype must be "bfloat16" or "float32", found {dtype!r}')
     if backend is not None and backend not in BACKENDS:
@@ -215,9 +230,10 @@ def load(
     _check_special_ids(folder, generation, config)
     adapter = None if lora is None else read_adapter(Path(lora), config)
     chosen = backend or choose_backend(config.text, jax.default_backend())
-    graphdef, params = load_parameters(folder, config, kind, chosen, head or choose_head(config.text))
+    devices = make_mesh(mesh, config.text)
+    graphdef, params = load_parameters(folder, config, kind, chosen, head or choose_head(config.text), devices)
     params = params if adapter is None else merge_adapter(params, adapter)
-    return Model(config, generation, processor, tokenizer, kind, graphdef, params)
+    return Model(config, generation, processor, tokenizer, kind, graphdef, params, devices)
 
 
 def _check_special_ids(folder: Path, generation: GenerationConfig, config: ModelConfig) -> None:

@@ -141,7 +141,7 @@ class Batch:
         order = [self._rows.index(row) for row in kept]
         self._changed |= [row.id for row in rows] != [row.id for row in self._rows]
         if self._cache is None:
-            self._cache = kv.empty(config.text, count, capacity, self._model.dtype)
+            self._cache = self._model.empty_cache(count, capacity)
         elif (len(self._cache.length_B), self._cache.capacity, order) != (count, capacity, list(range(len(kept)))):
             padded = (order + [0] * count)[:count]
             self._cache = self._arranged(self._cache, padded, capacity, consume=True)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from dgemma_jax import cache as kv
 from dgemma_jax.buckets import PREFILL_BUCKETS
 from dgemma_jax.engine import programs
 from dgemma_jax.engine.batch import Batch
@@ -56,7 +55,7 @@ def _capacity(device: ModelDevice, capacity: int, truncation: bool) -> Iterator[
     for size in sorted({canvas, *PREFILL_BUCKETS}):
         if size <= capacity:
             tokens = np.zeros((1, min(size, capacity - canvas)), np.int64)  # as `check_tokens` has them
-            model.extend(kv.empty(model.config.text, 1, capacity, model.dtype), tokens, None)
+            model.extend(model.empty_cache(1, capacity), tokens, None)
             yield f"prompt pass of {size} tokens, {capacity} positions"
     _arrange(device, capacity)
     length = max(smaller, default=0) + 1  # the shortest prompt whose cache is this large
@@ -70,7 +69,7 @@ def _arrange(device: ModelDevice, capacity: int) -> None:
     text, canvas = device.model.config.text, device.model.config.canvas_length
     sizes = sorted({1, *batch_rows(device.budget, capacity)})
     for index, rows in enumerate(sizes):
-        cache = kv.empty(text, rows, capacity, device.model.dtype)
+        cache = device.model.empty_cache(rows, capacity)
         for other in sizes[max(0, index - 1) : index + 2]:
             programs.arrange(cache, [0] * other, capacity, text.sliding_window)
         for size in capacities(device.budget, canvas):
@@ -87,7 +86,7 @@ def _batches(device: ModelDevice, capacity: int, length: int, options: SamplingO
     joined = 0
     for rows in batch_rows(budget, capacity):
         while joined < rows and budget.fits([capacity] * (joined + 1)):
-            batch.join(joined, plan, kv.empty(model.config.text, 1, capacity, model.dtype))
+            batch.join(joined, plan, model.empty_cache(1, capacity))
             joined += 1
         batch.denoise(0)
         batch.write(0, batch.copy(0))

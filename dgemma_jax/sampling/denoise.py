@@ -17,7 +17,7 @@ from dgemma_jax.sampling import stopping
 from dgemma_jax.sampling.accept import accept
 from dgemma_jax.sampling.draws import Draws
 from dgemma_jax.sampling.head import Prediction
-from dgemma_jax.sampling.heads import HEADS
+from dgemma_jax.sampling.heads import head_of
 from dgemma_jax.sampling.schedule import temperature
 from dgemma_jax.sampling.settings import Settings
 
@@ -63,7 +63,7 @@ def step(model: DiffusionGemma, cache: Cache, state: State, settings: Settings, 
     drawn = draws.step(state.step_B)
     x_BLD = model.denoise(cache, state.canvas_BL, state.soft_BLD)
     heat_B = temperature(state.step_B, settings)
-    prediction = HEADS[model.text.head](model.text, x_BLD, heat_B, drawn.uniform_BL, settings.truncation)
+    prediction = head_of(model.text)(model.text, x_BLD, heat_B, drawn.uniform_BL, settings.truncation)
     new = _advance(state, x_BLD, prediction, drawn.token_BL, settings)
     return jax.tree.map(lambda old, fresh: jnp.where(_like(state.done_B, fresh), old, fresh), state, new)
 
