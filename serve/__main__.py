@@ -147,7 +147,7 @@ def _load(config: ServeConfig) -> Engine:
     except OSError as error:
         logger.warning("--compilation-cache %s cannot be used, going on without: %s", config.compilation_cache, error)
     try:
-        engine = CheckpointEngine.load(folder, config.dtype, config.lora)
+        engine = CheckpointEngine.load(folder, config.dtype, config.lora, config.mesh)
         logger.info("loaded %s as %s on %s", config.checkpoint, config.dtype, engine.devices)
     except (RuntimeError, MemoryError) as error:  # JAX: no such backend, or no room on the device
         logger.debug("loading failed", exc_info=True)

@@ -23,6 +23,7 @@ from dgemma_jax.prompt.parse import Content, Reasoning, ResponseParser, ToolCall
 from dgemma_jax.prompt.template import ChatTemplate, TemplateError
 from dgemma_jax.prompt.template import PromptLengthError as TooLongError
 from dgemma_jax.prompt.tokenizer import AUDIO_TOKENS, MEDIA_TOKENS, Tokenizer
+from dgemma_jax.sharding import describe
 from serve.checkpoint_text import CheckpointText
 from serve.engine import (
     Call,
@@ -84,8 +85,9 @@ class CheckpointEngine:
         )
 
     @classmethod
-    def load(cls, folder: Path, dtype: str, lora: Path | None = None) -> CheckpointEngine:
-        """Loads model, tokenizer and chat template; `lora` is the folder of an adapter to add.
+    def load(cls, folder: Path, dtype: str, lora: Path | None = None, mesh: str | None = None) -> CheckpointEngine:
+        """Loads model, tokenizer and chat template; `lora` is the folder of an adapter to add; `mesh` as for
+        `dgemma_jax.load`.
 
         Raises:
             ValueError, OSError: the folder is not a checkpoint that can chat, or the adapter is not for it; the
@@ -101,13 +103,12 @@ class CheckpointEngine:
         template = ChatTemplate.from_folder(folder)
         tokenizer = Tokenizer.from_folder(folder)
         tokenizer.require()
-        return cls(dgemma_jax.load(folder, dtype=dtype, lora=lora), tokenizer, template)
+        return cls(dgemma_jax.load(folder, dtype=dtype, lora=lora, mesh=mesh), tokenizer, template)
 
     @property
     def devices(self) -> str:
         """What the model runs on, for people."""
-        devices = jax.devices()
-        return f"{len(devices)} x {devices[0].device_kind}"
+        return f"{describe(self._model.mesh)} ({jax.devices()[0].device_kind})"
 
     def render(
         self, messages: list[dict[str, Any]], *, thinking: bool, tools: list[dict[str, Any]] | None = None

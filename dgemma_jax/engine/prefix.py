@@ -60,7 +60,7 @@ class PrefixStore:
 
     def __init__(self, most_bytes: int, reuse: Reuse = "exact") -> None:
         self.reuse = reuse
-        self._most = 0 if reuse == "off" else most_bytes
+        self.most_bytes = 0 if reuse == "off" else most_bytes
         self._entries: list[Entry] = []  # the least recently used first
 
     @property
@@ -70,7 +70,7 @@ class PrefixStore:
 
     def has_room_for(self, size: int) -> bool:
         """Whether an entry of so many bytes would be kept: worth making."""
-        return size <= self._most
+        return size <= self.most_bytes
 
     def put(self, entry: Entry) -> None:
         """Keeps an entry, in place of those used least recently and of one for the same tokens."""
@@ -78,7 +78,7 @@ class PrefixStore:
             return
         self._entries = [old for old in self._entries if not _same(old, entry)]
         self._entries.append(entry)
-        while self.bytes > self._most:
+        while self.bytes > self.most_bytes:
             del self._entries[0]
 
     def find(self, keys_T: np.ndarray, ends: tuple[int, ...], pictured: bool = False) -> Found | None:
