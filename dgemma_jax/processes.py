@@ -45,6 +45,8 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
         raise ValueError(f"process_id must be 0 to {num_processes - 1}, found {process_id}")
     if coordinator != "auto" and not coordinator.rpartition(":")[2].isdecimal():
         raise ValueError(f'coordinator must be host:port or "auto", found {coordinator!r}')
+    # On CPUs programs that do not wait for each other would run at once, and their collectives meet those of others.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     address = None if coordinator == "auto" else coordinator
     # The longest a process may be dead before JAX itself ends the others; the first process notices sooner, below.
     jax.distributed.initialize(address, num_processes, process_id, heartbeat_timeout_seconds=int(4 * LOST_SECONDS))
@@ -95,7 +97,8 @@ class Words:
         """The result of `work`, which may wait for all processes: given up where one of them is gone.
 
         Raises:
-            LostProcessError: a process was lost before or while it worked; a thread may be left inside of it.
+            LostProcessError: a process was lost before or while it worked, or its device failed; a thread may be left
+                inside of it.
         """
         self.require_all()
         outcome: list[Any] = []
@@ -111,6 +114,9 @@ class Words:
         threading.Thread(target=carry_out, name="group-work", daemon=True).start()
         while not done.wait(BEAT_SECONDS):
             self.require_all()
+        if not outcome[0] and isinstance(outcome[1], jax.errors.JaxRuntimeError):
+            # A broken connection, or one process out of memory: the others may have gone another way.
+            raise LostProcessError(f"the processes are no longer in step: {outcome[1]}") from outcome[1]
         if not outcome[0]:
             raise outcome[1]
         return outcome[1]
