@@ -114,11 +114,10 @@ class Words:
         threading.Thread(target=carry_out, name="group-work", daemon=True).start()
         while not done.wait(BEAT_SECONDS):
             self.require_all()
-        if not outcome[0] and isinstance(outcome[1], jax.errors.JaxRuntimeError):
-            # A broken connection, or one process out of memory: the others may have gone another way.
-            raise LostProcessError(f"the processes are no longer in step: {outcome[1]}") from outcome[1]
         if not outcome[0]:
-            raise outcome[1]
+            # Requests were checked before: this is a broken connection, or a process out of memory. (JAX raises some of
+            # them as ValueError.) The others may have gone another way.
+            raise LostProcessError(f"the processes are no longer in step: {outcome[1]}") from outcome[1]
         return outcome[1]
 
     def close(self) -> None:

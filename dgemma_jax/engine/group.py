@@ -12,7 +12,6 @@ the same states, prefix store included. A device's results are wanted on process
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -30,8 +29,6 @@ from dgemma_jax.pretrained import Model
 from dgemma_jax.processes import Words
 from dgemma_jax.sampling.logprobs import TokenLogprob
 from dgemma_jax.sampling.options import SamplingOptions
-
-logger = logging.getLogger(__name__)
 
 
 class _Array(msgspec.Struct):
@@ -235,10 +232,7 @@ def _do(device: ModelDevice, plans: dict[int, Plan], word: _Word) -> None:
         case _Read(id, prompt):
             if prompt is not None:
                 plans[id] = device.plan(prompt.request())
-            try:
-                device.read(id, plans[id])
-            except Exception as error:  # of this request alone: process 0 has the same one, and ends it
-                logger.warning("a prompt could not be read", exc_info=error)
+            device.read(id, plans[id])
         case _Denoise(most):
             device.denoise(most)
         case _Logprobs(id, tokens, likeliest):
