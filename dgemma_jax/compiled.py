@@ -11,13 +11,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
 from dgemma_jax import cache as kv
+from dgemma_jax.config import TextConfig
 from dgemma_jax.sampling import denoise as loop
 from dgemma_jax.sampling import head
 from dgemma_jax.sampling.draws import Draws, KeyedDraws, row_keys
 from dgemma_jax.sampling.logprobs import Logprobs, logprobs
 from dgemma_jax.sampling.settings import Settings
+from dgemma_jax.sharding import everywhere, pin_cache
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
@@ -81,7 +84,7 @@ def denoise_canvas(
     state = loop.denoise(model, cache, settings, draws)
     # After the loop, so that the vocabulary is ranked once a canvas and not once a step.
     scored = None if state.x_BLD is None else logprobs(model.text, state.x_BLD, state.argmax_BL)
-    return Denoised(state.argmax_BL, state.step_B, scored)
+    return everywhere(Denoised(state.argmax_BL, state.step_B, scored), model.text.mesh)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -90,6 +93,12 @@ def denoise_step(
 ) -> loop.State:
     """A single step, for those who want to look between steps."""
     return loop.step(nnx.merge(graphdef, params), cache, state, settings, draws)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def empty(config: TextConfig, rows: int, capacity: int, dtype: jnp.dtype, mesh: Mesh | None) -> kv.Cache:
+    """See `cache.empty`. Each device makes its own part."""
+    return pin_cache(kv.empty(config, rows, capacity, dtype), mesh)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))

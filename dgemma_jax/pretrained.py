@@ -1,4 +1,4 @@
-"""A loaded model: parameters on a device, and the public functions over them."""
+"""A loaded model: parameters on a device or on many, and the public functions over them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 from dgemma_jax import cache as kv
@@ -25,6 +26,7 @@ from dgemma_jax.model.moe import BACKENDS, choose_backend
 from dgemma_jax.prompt.tokenizer import Tokenizer
 from dgemma_jax.sampling.heads import HEADS, choose_head
 from dgemma_jax.sampling.options import PLAIN, SamplingOptions
+from dgemma_jax.sharding import cache_sharding, make_mesh
 from dgemma_jax.training.lora import merge as merge_adapter
 from dgemma_jax.training.lora import read as read_adapter
 
@@ -33,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A checkpoint on a device. Made by `load`; every method but `append` leaves its arguments as they are."""
+    """A checkpoint on its devices. Made by `load`; every method but `append` leaves its arguments as they are."""
 
     config: ModelConfig
     generation: GenerationConfig
@@ -42,6 +44,8 @@ class Model:
     dtype: jnp.dtype
     graphdef: nnx.GraphDef
     params: nnx.State
+    mesh: Mesh | None = None
+    """The devices it is spread over; None for one."""
 
     def prefill(
         self, tokens: ArrayLike, *, patches: ArrayLike | None = None, patch_positions: ArrayLike | None = None
@@ -65,7 +69,7 @@ class Model:
         images = check_images(self.config, tokens_BT, patches, patch_positions)
         is_soft_BT = tokens_BT == self.config.image_token_id
         soft_BTD = None if images is None else self.soft_tokens(is_soft_BT, *images)
-        cache = kv.empty(self.config.text, rows, self.capacity(length + self.config.canvas_length), self.dtype)
+        cache = self.empty_cache(rows, self.capacity(length + self.config.canvas_length))
         for start, end in chunks(length, PREFILL_CHUNK, None if images is None else is_soft_BT):
             cache = self.extend(cache, tokens_BT[:, start:end], None if soft_BTD is None else soft_BTD[:, start:end])
         return cache
@@ -173,6 +177,14 @@ class Model:
         if needed > positions:
             raise ValueError(f"{needed} tokens do not fit the model's {positions} positions")
 
+    def empty_cache(self, rows: int, capacity: int) -> kv.Cache:
+        """A cache that holds nothing, where the model's devices want it."""
+        return compiled.empty(self.config.text, rows, capacity, self.dtype, self.mesh)
+
+    def place(self, cache: kv.Cache) -> kv.Cache:
+        """A cache, moved to where the model's devices want it: no copy if it is there."""
+        return cache if self.mesh is None else jax.device_put(cache, cache_sharding(cache, self.mesh))
+
     def capacity(self, needed: int) -> int:
         """The capacity of a cache for so many tokens: one of few."""
         return capacity_bucket(needed, self.config.text.max_position_embeddings)
@@ -181,7 +193,7 @@ class Model:
 def load(
     path: str | Path,
     dtype: str = "bfloat16",
-    mesh: None = None,
+    mesh: str | Mesh | None = None,
     quantize: Kind | None = None,
     backend: str | None = None,
     lora: str | Path | None = None,
@@ -193,9 +205,10 @@ def load(
         path: folder with config.json and weights, safetensors or `orbax/`; generation_config.json and a tokenizer
             where there are.
         dtype: "bfloat16", or "float32" for exactness. Weights are converted when the files hold the other.
-        mesh: not implemented yet; must be None.
+        mesh: devices to spread the model over: "expert=4,data=2" or a jax Mesh with axes of `data`, `expert` and
+            `model` (see `dgemma_jax.sharding`); None for all accelerators present, of CPU devices for one.
         quantize: "int8" (a scale an output channel) or "int4" (a scale for every 64 inputs) for the matrices of
-            experts, attention and MLP; None keeps them as they are. See `checkpoint/quantize.py`.
+            experts, attention and MLP; None keeps them as they are. See `checkpoint/quantize.py`. On one device only.
         backend: how the experts run, one of `model.moe.BACKENDS`; None chooses by device and size.
         head: how the sampler passes over the vocabulary, one of `sampling.heads.HEADS`; None chooses by its size.
         lora: folder of an adapter (`dgemma_jax.training.lora`), which is added to the weights.
@@ -204,10 +217,9 @@ def load(
         ConfigError: config missing, unknown or contradictory setting.
         CheckpointError: files missing, damaged, or tensors or an adapter that do not fit the model.
         TokenizerError: tokenizer damaged, or lacking a token of the chat format.
-        ValueError: an argument that is not supported, or a tokenizer with more tokens than the model.
+        ValueError: an argument that is not supported, a mesh that does not fit, or a tokenizer with more tokens than
+            the model.
     """
-    if mesh is not None:
-        raise ValueError("mesh is not implemented yet: pass None")
     if quantize is not None and quantize not in KINDS:
         raise ValueError(f"quantize must be None or one of {', '.join(KINDS)}, found {quantize!r}")
     if quantize is not None and backend == "ragged_dot":
@@ -226,14 +238,17 @@ def load(
     adapter = None if lora is None else read_adapter(Path(lora), config)
     chosen = backend or choose_backend(config.text, jax.default_backend())
     pass_ = head or choose_head(config.text)
+    devices = make_mesh(mesh, config.text)
+    if devices is not None and quantize is not None:
+        raise ValueError("quantised weights run on one device only: leave out quantize, or give mesh expert=1")
     # An adapter is added to full weights.
     early = quantize if adapter is None else None
-    graphdef, params = load_parameters(folder, config, kind, chosen, pass_, early)
+    graphdef, params = load_parameters(folder, config, kind, chosen, pass_, early, devices)
     if adapter is not None:
         params = merge_adapter(params, adapter)
         params = params if quantize is None else quantize_parameters(params, quantize)
     logger.info("experts run as %s, the vocabulary as %s, matrices in %s", chosen, pass_, quantize or dtype)
-    return Model(config, generation, processor, tokenizer, kind, graphdef, params)
+    return Model(config, generation, processor, tokenizer, kind, graphdef, params, devices)
 
 
 def _check_special_ids(folder: Path, generation: GenerationConfig, config: ModelConfig) -> None:

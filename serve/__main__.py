@@ -162,6 +162,7 @@ def _load(config: ServeConfig) -> Engine:
             folder,
             config.dtype,
             config.lora,
+            mesh=config.mesh,
             backend=config.moe_backend,
             quantize=config.quantize,
             slots=config.slots,

@@ -22,6 +22,7 @@ from dgemma_jax.prompt.parse import Content, Reasoning, ResponseParser, ToolCall
 from dgemma_jax.prompt.template import ChatTemplate, TemplateError
 from dgemma_jax.prompt.template import PromptLengthError as TooLongError
 from dgemma_jax.prompt.tokenizer import AUDIO_TOKENS, MEDIA_TOKENS, Tokenizer
+from dgemma_jax.sharding import describe
 from serve.checkpoint_jobs import event_of, request_of
 from serve.checkpoint_text import CheckpointText
 from serve.engine import (
@@ -88,13 +89,14 @@ class CheckpointEngine:
         dtype: str,
         lora: Path | None = None,
         *,
+        mesh: str | None = None,
         backend: str | None = None,
         quantize: Kind | None = None,
         **limits: Any,
     ) -> CheckpointEngine:
         """Loads model, tokenizer and chat template; `lora` is the folder of an adapter to add.
 
-        `backend` and `quantize` are as for `dgemma_jax.load`, `limits` as for `dgemma_jax.Engine`.
+        `mesh`, `backend` and `quantize` are as for `dgemma_jax.load`, `limits` as for `dgemma_jax.Engine`.
 
         Raises:
             ValueError, OSError: the folder is not a checkpoint that can chat, the adapter is not for it, or the memory
@@ -110,14 +112,13 @@ class CheckpointEngine:
         template = ChatTemplate.from_folder(folder)
         tokenizer = Tokenizer.from_folder(folder)
         tokenizer.require()
-        model = dgemma_jax.load(folder, dtype=dtype, lora=lora, backend=backend, quantize=quantize)
+        model = dgemma_jax.load(folder, dtype=dtype, lora=lora, mesh=mesh, backend=backend, quantize=quantize)
         return cls(model, tokenizer, template, dgemma_jax.Engine(model, **limits))
 
     @property
     def devices(self) -> str:
         """What the model runs on, for people."""
-        devices = jax.devices()
-        return f"{len(devices)} x {devices[0].device_kind}"
+        return f"{describe(self._model.mesh)} ({jax.devices()[0].device_kind})"
 
     def render(
         self, messages: list[dict[str, Any]], *, thinking: bool, tools: list[dict[str, Any]] | None = None

@@ -82,6 +82,14 @@ class ServeConfig:
         default="bfloat16",
         metadata=_flag("type of the weights; float32 is exact and slow", choices=("bfloat16", "float32")),
     )
+    mesh: str | None = field(
+        default=None,
+        metadata=_flag(
+            "devices to spread the model over, as expert=8 or data=2,expert=4; see docs/deploy.md (default: all "
+            "accelerators, of CPUs one)",
+            metavar="AXES",
+        ),
+    )
     quantize: Literal["int8", "int4"] | None = field(
         default=None,
         metadata=_flag(

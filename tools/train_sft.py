@@ -61,7 +61,7 @@ def _add_optimizer(sft: argparse.ArgumentParser) -> None:
     group.add_argument("--clip", type=float, default=1.0, help="largest norm of the gradient")
     group.add_argument("--ema", type=float, default=0.0, help="decay of the average of the weights that is kept")
     group.add_argument("--seed", type=int, default=0, help="of order, noise and the adapter's start")
-    group.add_argument("--devices", type=positive, default=1, help="devices to spread a batch over")
+    group.add_argument("--mesh", help="devices to spread over, as data=2,expert=4; None is one device")
     group.add_argument("--remat", action="store_true", help="compute layers twice instead of keeping what is in them")
 
 
@@ -107,7 +107,7 @@ def settings(options: argparse.Namespace) -> SftConfig:
     )
     adapter = LoraConfig(rank=options.lora_rank, alpha=options.lora_alpha, targets=options.lora_targets)
     same = ["model", "data", "eval_data", "out", "freeze", "batch", "max_length", "dtype", "seed", "t_min"]
-    same += ["prompt_weight", "fill_weight", "remat", "devices", "save_every", "keep", "log_every"]
+    same += ["prompt_weight", "fill_weight", "remat", "mesh", "save_every", "keep", "log_every"]
     return SftConfig(
         optimizer=optimizer,
         lora=adapter if options.method == "lora" else None,

@@ -1,23 +1,35 @@
-"""From a checkpoint folder to parameters: every tensor accounted for, then read one by one."""
+"""From a checkpoint folder to parameters: every tensor accounted for, then read, part by part, to its devices."""
 
 from __future__ import annotations
 
+import logging
+import math
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
+from tqdm import tqdm
 
 from dgemma_jax.checkpoint.match import require_shapes
 from dgemma_jax.checkpoint.names import Entry, abstract_model, entries
+from dgemma_jax.checkpoint.names import Path as ParameterPath
 from dgemma_jax.checkpoint.quantize import Kind, is_quantizable, quantize_parameters
 from dgemma_jax.checkpoint.quantize import quantize as quantize_array
 from dgemma_jax.checkpoint.safetensors import TensorFiles
 from dgemma_jax.config import ModelConfig
 from dgemma_jax.model.quantized import Quantized
+from dgemma_jax.sharding import parameter_sharding, spread
 
 ORBAX_FOLDER = "orbax"
+THREADS = 4
+"""Tensors that are read at a time; those of a layer's experts are 1 GB in the 26B."""
+
+logger = logging.getLogger(__name__)
 
 
 def require_match(wanted: list[Entry], files: TensorFiles) -> None:
@@ -43,32 +55,71 @@ def load_parameters(
     backend: str,
     head: str = "materialised",
     quantize: Kind | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[nnx.GraphDef, nnx.State]:
-    """Structure and parameters of the model, in `dtype`, on the default device; quantised tensor by tensor.
+    """Structure and parameters of the model, in `dtype`, on the default device or spread over a mesh.
+
+    Each device reads its own part of each tensor; of a group of processes each reads for its own devices. A bar on
+    stderr, if that is a terminal, shows how fast. Weights that are quantised are so tensor by tensor, on one device.
 
     Raises `CheckpointError` for files that are damaged or do not fit the model.
     """
-    graphdef, state = nnx.split(abstract_model(config, dtype, backend, head))
+    graphdef, state = nnx.split(spread(abstract_model(config, dtype, backend, head), mesh))
     flat = list(nnx.to_flat_state(state))
+    places = {path: parameter_sharding(leaf, mesh) for path, leaf in flat}
     if (folder / ORBAX_FOLDER).is_dir():
         from dgemma_jax.checkpoint import orbax  # most folders hold safetensors, and need not wait for its import
 
-        found = orbax.restore(
-            folder / ORBAX_FOLDER, {path: jax.ShapeDtypeStruct(leaf.shape, dtype) for path, leaf in flat}
-        )
+        targets = {path: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=places[path]) for path, leaf in flat}
+        found = orbax.restore(folder / ORBAX_FOLDER, targets)
         params = nnx.from_flat_state([(path, leaf.replace(found[path])) for path, leaf in flat])
         return graphdef, params if quantize is None else quantize_parameters(params, quantize)
     files = TensorFiles.open(folder)
     table = list(entries(config))
     require_match(table, files)
-    names = {entry.path: entry for entry in table}
-    return graphdef, nnx.from_flat_state(
-        [(path, leaf.replace(_read(files, names[path], dtype, quantize))) for path, leaf in flat]
-    )
+    arrays = _read_all(files, table, places, dtype, quantize)
+    return graphdef, nnx.from_flat_state([(path, leaf.replace(arrays[path])) for path, leaf in flat])
 
 
-def _read(files: TensorFiles, entry: Entry, dtype: jnp.dtype, kind: Kind | None) -> jax.Array | Quantized:
-    value = files.read(entry.name).reshape(entry.shape)
-    if kind is not None and is_quantizable(entry.path):
-        return quantize_array(value, entry.path, kind)
-    return jax.device_put(np.asarray(value, dtype))
+def _read_all(
+    files: TensorFiles,
+    table: list[Entry],
+    places: dict[ParameterPath, jax.sharding.Sharding],
+    dtype: jnp.dtype,
+    quantize: Kind | None,
+) -> dict[ParameterPath, jax.Array | Quantized]:
+    """Every tensor on its devices, several at a time."""
+    started = time.monotonic()
+    size = sum(math.prod(entry.shape) * files.dtype(entry.name).itemsize for entry in table)
+    with (
+        ThreadPoolExecutor(THREADS) as pool,
+        tqdm(total=size, unit="B", unit_scale=True, desc="loading", disable=None) as bar,
+    ):
+
+        def read(entry: Entry) -> jax.Array | Quantized:
+            value: jax.Array | Quantized
+            if quantize is not None and is_quantizable(entry.path):
+                value = quantize_array(files.read(entry.name).reshape(entry.shape), entry.path, quantize)
+            else:
+                value = _read(files, entry, places[entry.path], dtype)
+            bar.update(math.prod(entry.shape) * files.dtype(entry.name).itemsize)
+            return value
+
+        found = dict(zip((entry.path for entry in table), pool.map(read, table), strict=True))
+    seconds = time.monotonic() - started
+    logger.info("loaded %.2f GB in %.1f s, %.2f GB/s", size / 1e9, seconds, size / 1e9 / max(seconds, 1e-9))
+    return found
+
+
+def _read(files: TensorFiles, entry: Entry, place: jax.sharding.Sharding, dtype: jnp.dtype) -> jax.Array:
+    """Part by part: of a tensor that is cut never more than one part is in host memory."""
+    devices: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
+    for device, index in place.addressable_devices_indices_map(entry.shape).items():
+        cuts = (slice(None),) * len(entry.shape) if index is None else index
+        ranges = tuple(cut.indices(size)[:2] for cut, size in zip(cuts, entry.shape, strict=True))
+        devices.setdefault(ranges, []).append(device)
+    arrays = []
+    for ranges, holders in devices.items():  # a part that several devices hold is read once
+        part = files.read_part(entry.name, entry.shape, ranges, dtype)
+        arrays += jax.block_until_ready([jax.device_put(part, device) for device in holders])
+    return jax.make_array_from_single_device_arrays(entry.shape, place, arrays)

@@ -13,7 +13,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,27 @@ class TensorFiles:
         if tensor.path not in self._maps:
             self._maps[tensor.path] = np.memmap(tensor.path, np.uint8, "r")
         return self._maps[tensor.path][tensor.start : tensor.stop].view(tensor.dtype).reshape(tensor.shape)
+
+    def read_part(
+        self, name: str, shape: tuple[int, ...], ranges: Sequence[tuple[int, int]], dtype: np.dtype
+    ) -> np.ndarray:
+        """A part of a tensor, seen in another shape of as many numbers: from start to stop on each axis, in `dtype`.
+
+        Only its bytes are read, into memory of its own: nothing of the file stays mapped. May be called on any thread.
+        Raises CheckpointError for a file that has become shorter.
+        """
+        tensor = self._find(name)
+        inner = [start == 0 and stop == size for (start, stop), size in zip(ranges[1:], shape[1:], strict=True)]
+        if not all(inner):
+            whole = np.memmap(tensor.path, tensor.dtype, "r", tensor.start, shape)
+            return np.array(whole[tuple(slice(*one) for one in ranges)], dtype)
+        # One range of bytes, as is whatever is cut on the first axis alone.
+        row, (start, stop) = math.prod(shape[1:]), ranges[0] if shape else (0, 1)
+        offset = tensor.start + start * row * tensor.dtype.itemsize
+        found = np.fromfile(tensor.path, tensor.dtype, (stop - start) * row, offset=offset)
+        if len(found) < (stop - start) * row:
+            raise CheckpointError(f"{tensor.path} ends within tensor {name}")
+        return found.reshape([stop - start for start, stop in ranges]).astype(dtype, copy=False)
 
     def _find(self, name: str) -> _Tensor:
         if name not in self._tensors:

@@ -20,6 +20,8 @@ is the line between host and device, `programs.py` is what runs there. Who owns 
     async for event in engine.stream(Request(tokens=prompt, seed=1)):    # a server, or a notebook
         ...
     engine.close()
+
+Over several processes (`dgemma_jax.processes`): `group.py`.
 """
 
 from dgemma_jax.engine.engine import Engine
@@ -33,6 +35,7 @@ from dgemma_jax.engine.events import (
     RefusedError,
     Request,
 )
+from dgemma_jax.engine.group import follow
 from dgemma_jax.engine.offline import Answer
 
 __all__ = [
@@ -46,4 +49,5 @@ __all__ = [
     "QueueFullError",
     "RefusedError",
     "Request",
+    "follow",
 ]

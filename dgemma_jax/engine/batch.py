@@ -25,6 +25,7 @@ from dgemma_jax.sampling.logprobs import TokenLogprob, of_row
 from dgemma_jax.sampling.options import SamplingOptions
 from dgemma_jax.sampling.settings import Settings
 from dgemma_jax.sampling.truncation import Truncation
+from dgemma_jax.sharding import fetch
 
 
 class Canvas(NamedTuple):
@@ -86,7 +87,7 @@ class Batch:
             *self._flat, self._cache, self._state, self._device_rows(), np.int32(most), self._apart
         )
         self._state = denoised.state
-        done_B, step_B, finite_B, argmax_BL = jax.device_get((*denoised[1:], denoised.state.argmax_BL))
+        done_B, step_B, finite_B, argmax_BL = fetch((*denoised[1:], denoised.state.argmax_BL))
         if any(row.fresh for row in self._rows):
             self._changed = True
             for row in self._rows:
@@ -100,7 +101,7 @@ class Batch:
         """Of the latest prediction of a row, for its first tokens."""
         assert self._state is not None
         scored = programs.score(self._model.graphdef, self._model.params, self._state, np.int32(self._index(id)))
-        return of_row(scored, 0, tokens, likeliest)
+        return of_row(fetch(scored), 0, tokens, likeliest)
 
     def commit(self, id: int, canvas_L: np.ndarray) -> None:
         """Reads a finished canvas into its row's cache, causally, and starts the next one."""
@@ -141,7 +142,7 @@ class Batch:
         order = [self._rows.index(row) for row in kept]
         self._changed |= [row.id for row in rows] != [row.id for row in self._rows]
         if self._cache is None:
-            self._cache = kv.empty(config.text, count, capacity, self._model.dtype)
+            self._cache = self._model.empty_cache(count, capacity)
         elif (len(self._cache.length_B), self._cache.capacity, order) != (count, capacity, list(range(len(kept)))):
             padded = (order + [0] * count)[:count]
             self._cache = self._arranged(self._cache, padded, capacity, consume=True)

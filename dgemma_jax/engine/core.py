@@ -16,6 +16,7 @@ from dgemma_jax.engine.events import Draft, EngineDeadError, Event, Failed, Pref
 from dgemma_jax.engine.plan import Plan
 from dgemma_jax.engine.scheduler import Commit, Denoise, Read, Scheduler
 from dgemma_jax.generate import CanvasCommitted, Finished, cut
+from dgemma_jax.processes import LostProcessError
 
 logger = logging.getLogger(__name__)
 Events = list[tuple[int, Event]]
@@ -166,6 +167,8 @@ class Core:
         plan = self._open[id].plan
         try:
             prefilled: Prefilled | None = self._device.read(id, plan)
+        except LostProcessError:
+            raise  # not the prompt's fault: nothing can be read any more
         except Exception as error:
             logger.warning("a prompt could not be read", exc_info=error)
             self._end(id)

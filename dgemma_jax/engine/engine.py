@@ -1,4 +1,7 @@
-"""`Engine`: many requests at once over one model, with or without a thread of its own."""
+"""`Engine`: many requests at once over one model, with or without a thread of its own.
+
+In a group of processes (`dgemma_jax.processes`) process 0 has the engine; the others call `follow`.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,13 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from dgemma_jax.engine import offline, warm
+import jax
+
+from dgemma_jax.engine import offline
 from dgemma_jax.engine.core import Core, Events
 from dgemma_jax.engine.device import Device, ModelDevice
 from dgemma_jax.engine.events import EngineDeadError, Event, Failed, RefusedError, Request
+from dgemma_jax.engine.group import Leader
 from dgemma_jax.engine.memory import Budget, free_bytes
 from dgemma_jax.engine.prefix import PrefixStore, Reuse
 from dgemma_jax.generate import Finished
@@ -84,7 +90,7 @@ class Engine:
             RefusedError: not even a prompt of one token and one canvas fit; the text has the numbers.
         """
         device = model_device(model, slots, max_context, kv_bytes, prefix_bytes, reuse, apart)
-        self._begin(device, steps, max_queue)
+        self._begin(device if jax.process_count() == 1 else Leader(device), steps, max_queue)
 
     @classmethod
     def over(cls, device: Device, *, steps: int = 1, max_queue: int | None = None) -> Engine:
@@ -145,8 +151,8 @@ class Engine:
         On a CPU what long prompts need is still being compiled when this returns, on a thread that `close` ends.
         `truncation`: what requests with `top_k` or `top_p` need, too.
         """
-        assert isinstance(self._device, ModelDevice), "only a model has programs to compile"
-        self._end_warm_up = warm.warm_up(self._device, progress, truncation)
+        assert isinstance(self._device, ModelDevice | Leader), "only a model has programs to compile"
+        self._end_warm_up = self._device.warm_up(progress, truncation)
 
     def submit(self, request: Request) -> int:
         """See `Core.submit`."""
@@ -222,6 +228,8 @@ class Engine:
             self._thread.join()
         elif self._core.error is None:
             self._core.kill(RuntimeError("the engine was closed"))
+        if isinstance(self._device, Leader):
+            self._device.close()
 
     def _work(self) -> None:
         while self._wait():

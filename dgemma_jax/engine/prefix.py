@@ -61,14 +61,14 @@ class PrefixStore:
 
     def __init__(self, most_bytes: int, reuse: Reuse = "exact") -> None:
         self.reuse = reuse
-        self._most = 0 if reuse == "off" else most_bytes
+        self.most_bytes = 0 if reuse == "off" else most_bytes
         self._entries: list[Entry] = []  # the least recently used first
         self.bytes = 0
         """What all entries cost."""
 
     def has_room_for(self, size: int) -> bool:
         """Whether an entry of so many bytes would be kept: worth making."""
-        return size <= self._most
+        return size <= self.most_bytes
 
     def put(self, entry: Entry) -> None:
         """Keeps an entry, in place of those used least recently and of one for the same tokens."""
@@ -78,7 +78,7 @@ class PrefixStore:
             self._drop(old)
         self._entries.append(entry)
         self.bytes += entry.bytes
-        while self.bytes > self._most:
+        while self.bytes > self.most_bytes:
             self._drop(self._entries[0])
 
     def find(self, keys_T: np.ndarray, ends: tuple[int, ...], pictured: bool = False) -> Found | None:

@@ -8,7 +8,6 @@ import itertools
 import jax
 import jax.numpy as jnp
 
-from dgemma_jax import cache as kv
 from dgemma_jax.buckets import PREFILL_CHUNK, chunks
 from dgemma_jax.engine import programs
 from dgemma_jax.engine.plan import Plan
@@ -26,7 +25,7 @@ class Reading:
         found = store.find(plan.keys_T, plan.ends, plan.images is not None)
         self.cached = 0 if found is None else found.length
         if found is None:
-            self.cache = kv.empty(text, 1, capacity, model.dtype)
+            self.cache = model.empty_cache(1, capacity)
         else:  # a copy: an entry is never written
             self.cache = dataclasses.replace(
                 programs.arrange(found.entry.cache, [0], capacity, text.sliding_window),

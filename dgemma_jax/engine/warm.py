@@ -14,7 +14,6 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from dgemma_jax import cache as kv
 from dgemma_jax.buckets import PREFILL_BUCKETS
 from dgemma_jax.engine import programs
 from dgemma_jax.engine.batch import Batch
@@ -56,7 +55,9 @@ def warm_up(device: ModelDevice, progress: Callable[[str], None], truncation: bo
     On a CPU only the smallest capacity, that of short chats, is waited for; the larger ones are compiled beside the
     first requests. What is returned ends that, as soon as the program being compiled is done.
     """
-    if jax.default_backend() != "cpu":  # other compilers measure on the device, and must not disturb anybody
+    # Other compilers measure on the device, and must not disturb anybody; devices that work together take one program
+    # after another, all in the same order.
+    if jax.default_backend() != "cpu" or device.model.mesh is not None or jax.process_count() > 1:
         for part in _parts(device, truncation):
             progress(_timed(part))
         return lambda: None
@@ -121,7 +122,7 @@ def _parts(device: ModelDevice, truncation: bool) -> Iterator[Part]:
 
 def _pass(model: Model, size: int, capacity: int) -> None:
     tokens = np.zeros((1, min(size, capacity - model.config.canvas_length)), np.int64)  # as `check_tokens` has them
-    model.extend(kv.empty(model.config.text, 1, capacity, model.dtype), tokens, None)
+    model.extend(model.empty_cache(1, capacity), tokens, None)
 
 
 def _arrange(device: ModelDevice, capacity: int) -> None:
@@ -129,7 +130,7 @@ def _arrange(device: ModelDevice, capacity: int) -> None:
     text, canvas = device.model.config.text, device.model.config.canvas_length
     sizes = sorted({1, *batch_rows(device.budget, capacity)})
     for index, rows in enumerate(sizes):
-        cache = kv.empty(text, rows, capacity, device.model.dtype)
+        cache = device.model.empty_cache(rows, capacity)
         for other in sizes[max(0, index - 1) : index + 2]:
             programs.arrange(cache, [0] * other, capacity, text.sliding_window)
         for size in capacities(device.budget, canvas):
@@ -144,7 +145,7 @@ def _batch(device: ModelDevice, rows: int, capacity: int, length: int, options: 
     plan = device.plan(Request(tokens=(0,) * length, max_new_tokens=1, options=options))
     joined = 0
     while joined < device.budget.slots and device.budget.rows(joined + 1) <= rows:
-        batch.join(joined, plan, kv.empty(model.config.text, 1, capacity, model.dtype))
+        batch.join(joined, plan, model.empty_cache(1, capacity))
         joined += 1
     batch.denoise(0)
     batch.logprobs(0, 1, 1)

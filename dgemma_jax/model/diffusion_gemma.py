@@ -17,6 +17,7 @@ from dgemma_jax.config import ModelConfig
 from dgemma_jax.model import masks
 from dgemma_jax.model.text import TextModel, TextOutput
 from dgemma_jax.model.vision import VisionTower
+from dgemma_jax.sharding import pin_cache
 
 
 class DiffusionGemma(nnx.Module):
@@ -45,7 +46,7 @@ class DiffusionGemma(nnx.Module):
         """
         position_BT = cache.length_B[:, None] + jnp.arange(tokens_BT.shape[1])[None]
         output = self.read(tokens_BT, position_BT, cache, soft_BTD)
-        return kv.append(cache, output.key_values, count_B)
+        return pin_cache(kv.append(cache, output.key_values, count_B), self.text.mesh)
 
     def read(
         self,

@@ -12,13 +12,13 @@ part of the routing weight.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
 from dgemma_jax.config import TextConfig
+from dgemma_jax.model.expert_parallel import ExpertFunction, over_mesh
 from dgemma_jax.model.mlp import gelu
 from dgemma_jax.model.moe_blocks import expert_blocks
 from dgemma_jax.model.moe_buckets import capacity_buckets
@@ -26,8 +26,6 @@ from dgemma_jax.model.moe_ragged import ragged_dot
 from dgemma_jax.model.parameter import einsum, weight
 from dgemma_jax.model.quantized import Quantized
 from dgemma_jax.model.router import Routing
-
-ExpertFunction = Callable[[jax.Array, Routing, jax.Array, jax.Array], jax.Array]
 
 
 def all_experts(x_AD: jax.Array, routing: Routing, gate_up_EFD: jax.Array, down_EDF: jax.Array) -> jax.Array:
@@ -77,6 +75,8 @@ def choose_backend(config: TextConfig, platform: str) -> str:
 class Experts(nnx.Module):
     """The experts' weights, in the published layout, which is also the layout the matrix products read."""
 
+    mesh: Mesh | None = None  # see `sharding.spread`
+
     def __init__(self, config: TextConfig, rngs: nnx.Rngs, dtype: jnp.dtype, backend: str):
         experts, hidden, width = config.num_experts, config.moe_intermediate_size, config.hidden_size
         self.gate_up_EFD = weight(rngs, dtype, experts=experts, expert_mlp=2 * hidden, embed=width)
@@ -84,4 +84,5 @@ class Experts(nnx.Module):
         self.backend = backend
 
     def __call__(self, x_AD: jax.Array, routing: Routing) -> jax.Array:
-        return BACKENDS[self.backend](x_AD, routing, self.gate_up_EFD[...], self.down_EDF[...])
+        run = over_mesh(BACKENDS[self.backend], self.mesh)
+        return run(x_AD, routing, self.gate_up_EFD[...], self.down_EDF[...])

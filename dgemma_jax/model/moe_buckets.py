@@ -1,6 +1,6 @@
 """Experts as one batched matrix product, each with room for as many tokens as the busiest needs: for GPUs.
 
-    busiest expert -> smallest capacity that holds it -> tokens gathered [E, R, D] -> products -> back to [A, X, D]
+    busiest expert -> smallest capacity that holds it -> tokens gathered [E, R, D] -> products -> back [A, X, D]
 
 The capacity is chosen on the device by `lax.switch`, so nothing is ever dropped. Evenly spread tokens waste about
 half of the arithmetic; where reading the weights decides the time, as for one canvas, that costs nothing.
@@ -41,12 +41,13 @@ def _run(
     capacity: int, x_AD: jax.Array, routing: Routing, rank_AX: jax.Array, gate_up_EFD: jax.Array, down_EDF: jax.Array
 ) -> jax.Array:
     (A, D), (X, E) = x_AD.shape, (rank_AX.shape[1], gate_up_EFD.shape[0])
-    slot_AX = routing.expert_AX * capacity + rank_AX
+    # A choice of another device's expert has no rank and gets no slot.
+    slot_AX = jnp.where(routing.expert_AX < E, routing.expert_AX * capacity + rank_AX, E * capacity)
     token_AX = jnp.broadcast_to(jnp.arange(A, dtype=jnp.int32)[:, None], (A, X))
-    token_Z = jnp.full(E * capacity, A, jnp.int32).at[slot_AX].set(token_AX)
+    token_Z = jnp.full(E * capacity, A, jnp.int32).at[slot_AX].set(token_AX, mode="drop")
     x_ERD = jnp.take(x_AD, token_Z, axis=0, mode="fill", fill_value=0).reshape(E, capacity, D)
     y_ERD = _experts(x_ERD, gate_up_EFD, down_EDF)
-    y_AXD = jnp.take(y_ERD.reshape(-1, D), slot_AX, axis=0).astype(jnp.float32)
+    y_AXD = jnp.take(y_ERD.reshape(-1, D), slot_AX, axis=0, mode="fill", fill_value=0).astype(jnp.float32)
     return jnp.sum(y_AXD * routing.weight_AX[..., None], axis=1).astype(x_AD.dtype)
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
 from dgemma_jax.config import TextConfig
 from dgemma_jax.model.norms import rms_norm
 from dgemma_jax.model.parameter import constant, einsum, weight
+from dgemma_jax.sharding import by_rows
 
 
 class Routing(NamedTuple):
@@ -24,10 +27,13 @@ class Routing(NamedTuple):
 class Router(nnx.Module):
     """Scores every expert on the residual stream, with its own unscaled norm."""
 
+    mesh: Mesh | None = None  # see `sharding.spread`
+
     def __init__(self, config: TextConfig, rngs: nnx.Rngs, dtype: jnp.dtype):
-        self.proj_ED = weight(rngs, dtype, std=1.0, experts=config.num_experts, embed=config.hidden_size)
+        # Whole on every device, unlike the experts: every token is scored against all of them.
+        self.proj_ED = weight(rngs, dtype, std=1.0, scored=config.num_experts, embed=config.hidden_size)
         self.scale_D = constant(1.0, dtype, embed=config.hidden_size)
-        self.per_expert_scale_E = constant(1.0, dtype, experts=config.num_experts)
+        self.per_expert_scale_E = constant(1.0, dtype, scored=config.num_experts)
         self.chosen = config.top_k_experts
         self.epsilon = config.rms_norm_eps
 
@@ -36,7 +42,7 @@ class Router(nnx.Module):
         # fp32 softmax over all experts; the chosen weights are then renormalised among themselves.
         score_AE = einsum("ad,ed->ae", normed_AD, self.proj_ED[...]).astype(jnp.float32)
         probability_AE = jax.nn.softmax(score_AE, axis=-1)
-        weight_AX, expert_AX = jax.lax.top_k(probability_AE, self.chosen)
+        weight_AX, expert_AX = by_rows(functools.partial(jax.lax.top_k, k=self.chosen), self.mesh)(probability_AE)
         weight_AX = weight_AX / jnp.sum(weight_AX, axis=-1, keepdims=True)
         # The per-expert scale comes after the renormalisation: the weights need not sum to one.
         scale_AX = self.per_expert_scale_E[...].astype(jnp.float32)[expert_AX]

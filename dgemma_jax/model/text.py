@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
 from dgemma_jax.config import LayerType, TextConfig
 from dgemma_jax.model.attention import KeyValue, Segment
@@ -21,6 +22,8 @@ from dgemma_jax.model.parameter import einsum, weight
 from dgemma_jax.model.rope import rotation, text_frequencies
 from dgemma_jax.model.router import Routing
 from dgemma_jax.model.self_conditioning import SelfConditioning
+from dgemma_jax.model.vocabulary_parallel import look_up
+from dgemma_jax.sharding import pin
 
 
 class Masks(NamedTuple):
@@ -41,6 +44,8 @@ class TextOutput(NamedTuple):
 class TextModel(nnx.Module):
     """Parameters of the language model and the passes over them."""
 
+    mesh: Mesh | None = None  # see `sharding.spread`
+
     def __init__(self, config: TextConfig, rngs: nnx.Rngs, dtype: jnp.dtype, backend: str, head: str):
         self.config = config
         self.head = head  # how the sampler passes over the vocabulary, one of `sampling.heads.HEADS`
@@ -56,7 +61,7 @@ class TextModel(nnx.Module):
 
     def embed(self, tokens_BT: jax.Array) -> jax.Array:
         """Scaled embeddings of token ids: [B, T, D]."""
-        return jnp.take(self.embedding_VD[...], tokens_BT, axis=0) * self.embedding_scale
+        return look_up(self.embedding_VD[...], tokens_BT, self.mesh) * self.embedding_scale
 
     def soft_embed(self, probability_BLV: jax.Array) -> jax.Array:
         """The expected scaled embedding under a distribution over the vocabulary: [B, L, D]."""
@@ -80,13 +85,14 @@ class TextModel(nnx.Module):
         kinds = sorted(set(self.config.layer_types))
         turns = {kind: rotation(positions_BT, text_frequencies(self.config, kind), x_BTD.dtype) for kind in kinds}
         key_values, routings = [], []
+        x_BTD = pin(x_BTD, self.mesh, "rows", "tokens", "embed")
         for index, layer in enumerate(self.layers):
             mask = masks[layer.layer_type]
             segment = None if past is None else Segment(past[index], mask.past_BTS)
             with jax.named_scope(f"layer_{index}"):
                 run = functools.partial(layer, mode=mode)
                 output = (jax.checkpoint(run) if remat else run)(x_BTD, turns[layer.layer_type], segment, mask.self_BTT)
-            x_BTD = output.x_BTD
+            x_BTD = pin(output.x_BTD, self.mesh, "rows", "tokens", "embed")
             key_values.append(output.key_value)
             routings.append(output.routing)
         return TextOutput(x_BTD, tuple(key_values), tuple(routings))

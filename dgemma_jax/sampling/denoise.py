@@ -17,7 +17,7 @@ from dgemma_jax.sampling import stopping
 from dgemma_jax.sampling.accept import accept
 from dgemma_jax.sampling.draws import Draws
 from dgemma_jax.sampling.head import Prediction
-from dgemma_jax.sampling.heads import HEADS
+from dgemma_jax.sampling.heads import head_of
 from dgemma_jax.sampling.schedule import temperature
 from dgemma_jax.sampling.settings import Settings
 
@@ -65,7 +65,7 @@ def step(model: DiffusionGemma, cache: Cache, state: State, settings: Settings, 
     heat_B = temperature(state.step_B, settings)
     # What the last step would condition the next one on is not made. (That a canvas stops early shows too late.)
     goes_on_B = ~state.done_B & (state.step_B + 1 < settings.max_steps_B)
-    head = HEADS[model.text.head]
+    head = head_of(model.text)
     prediction = head(model.text, x_BLD, heat_B, drawn.uniform_BL, settings.truncation, goes_on_B)
     new = _advance(state, x_BLD, prediction, drawn.token_BL, settings)
     return jax.tree.map(lambda old, fresh: jnp.where(_like(state.done_B, fresh), old, fresh), state, new)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from dgemma_jax.model.slices import MOST_LOGITS, sliced
 from dgemma_jax.model.text import TextModel
 from dgemma_jax.sampling.truncation import Truncation, truncate
+from dgemma_jax.sharding import pin
 
 
 class Prediction(NamedTuple):
@@ -52,7 +53,9 @@ def predict_drawn(
     """The drawn tokens of `predict` alone: [B, L]. The logits exist for a slice of the positions at a time."""
 
     def drawn(x_BSD: jax.Array, uniform_BS: jax.Array) -> jax.Array:
-        probability_BSV = jax.nn.softmax(text.logits(x_BSD) / temperature_B[:, None, None], axis=-1)
+        # Whole on every device: ranking a vocabulary that is spread would talk at every bisection.
+        logits_BSV = pin(text.logits(x_BSD), text.mesh, "rows", "canvas", "tokens")
+        probability_BSV = jax.nn.softmax(logits_BSV / temperature_B[:, None, None], axis=-1)
         return draw(truncate(probability_BSV, truncation), uniform_BS)
 
     return sliced(drawn, text.config.vocab_size, x_BLD, uniform_BL, most=MOST_LOGITS // 4)

@@ -1,4 +1,7 @@
-"""Which vocabulary pass the sampler runs. They agree; see `head.py` (the plain one) and `streaming.py`."""
+"""Which vocabulary pass the sampler runs: of `head.py` (the plain one), `streaming.py`, `vocabulary_parallel.py`.
+
+They agree.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from dgemma_jax.model.text import TextModel
 from dgemma_jax.sampling.head import Prediction, predict
 from dgemma_jax.sampling.streaming import predict_streaming
 from dgemma_jax.sampling.truncation import Truncation
+from dgemma_jax.sampling.vocabulary_parallel import is_spread, predict_spread
 
 Head = Callable[[TextModel, jax.Array, jax.Array, jax.Array, Truncation | None, jax.Array | None], Prediction]
 
@@ -23,3 +27,8 @@ stay in a processor's cache between the passes over them."""
 def choose_head(config: TextConfig) -> str:
     """The pass for a vocabulary: streamed where its logits are large, on every platform."""
     return "streaming" if config.vocab_size >= SMALLEST_STREAMED else "materialised"
+
+
+def head_of(text: TextModel) -> Head:
+    """The pass that a model runs: the one it was made with, unless its vocabulary is spread over devices."""
+    return predict_spread if is_spread(text) else HEADS[text.head]

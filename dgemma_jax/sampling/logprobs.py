@@ -12,6 +12,7 @@ import numpy as np
 from dgemma_jax.model.slices import MOST_LOGITS, sliced
 from dgemma_jax.model.text import TextModel
 from dgemma_jax.sampling.options import MOST_LOGPROBS
+from dgemma_jax.sharding import pin
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,7 @@ def logprobs(text: TextModel, x_BLD: jax.Array, canvas_BL: jax.Array) -> Logprob
     """
 
     def scored(x_BSD: jax.Array, canvas_BS: jax.Array) -> Logprobs:
-        log_BSV = jax.nn.log_softmax(text.logits(x_BSD), axis=-1)
+        log_BSV = jax.nn.log_softmax(pin(text.logits(x_BSD), text.mesh, "rows", "canvas", "tokens"), axis=-1)
         logprob_BSQ, likeliest_BSQ = jax.lax.top_k(log_BSV, min(MOST_LOGPROBS, log_BSV.shape[-1]))
         token_BS = jnp.take_along_axis(log_BSV, canvas_BS[..., None], axis=-1)[..., 0]
         return Logprobs(token_BS, likeliest_BSQ, logprob_BSQ)

@@ -10,7 +10,8 @@ cumulative probability passes it, then the token in the group, whose logits are 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,16 @@ GROUP = 32
 """Tokens in a tile, and in a group of the draw. A tile's logits and weights should stay in the processor's cache."""
 
 
-class _Sums(NamedTuple):
+class Vocabulary(Protocol):
+    """What a sweep reads: the `TextModel`, or the part of it that a device has."""
+
+    config: Any  # a TextConfig, whose vocabulary is that of the embedding
+    embedding_VD: Any
+
+    def cap(self, raw: jax.Array) -> jax.Array: ...
+
+
+class Sums(NamedTuple):
     """What is known of each position after some tiles; sums are relative to the exponential of the maximum.
 
     `spread` is the sum of how far each logit is below the maximum, weighted; `soft` are weighted embeddings, and
@@ -41,7 +51,7 @@ class _Sums(NamedTuple):
     soft_total_A: jax.Array
 
 
-class _Groups(NamedTuple):
+class Groups(NamedTuple):
     """Of one tile: its maximum, and the sum of each group relative to it."""
 
     max_A: jax.Array
@@ -61,31 +71,54 @@ def predict_streaming(
     With a truncation the draws of rows that have bounds are made of their probabilities whole, a slice of positions at
     a time: a second product with the embedding, which no other request pays for.
     """
-    B, L, D = x_BLD.shape
-    x_AD = text.norm(x_BLD).reshape(B * L, D)
-    temperature_A1 = jnp.repeat(temperature_B, L)[:, None]
-    goes_on_A = jnp.ones(B * L, bool) if goes_on_B is None else jnp.repeat(goes_on_B, L)
-    sums, groups = _sweep(text, x_AD, temperature_A1, goes_on_A)
-    drawn_BL = _draw(text, x_AD, temperature_A1, groups, sums.max_A, uniform_BL.reshape(-1)).reshape(B, L)
+
+    def swept(x_BLD: jax.Array, temperature_B: jax.Array, uniform_BL: jax.Array, goes_on_B: jax.Array) -> Swept:
+        B, L, D = x_BLD.shape
+        x_AD, temperature_A1 = x_BLD.reshape(B * L, D), jnp.repeat(temperature_B, L)[:, None]
+        sums, groups = sweep(text, x_AD, temperature_A1, jnp.repeat(goes_on_B, L))
+        drawn_A = draw_swept(text, x_AD, temperature_A1, groups, sums.max_A, uniform_BL.reshape(-1))
+        return Swept(jax.tree.map(lambda x: x.reshape(B, L, *x.shape[1:]), sums), drawn_A.reshape(B, L))
+
+    return predict_swept(swept, text, x_BLD, temperature_B, uniform_BL, truncation, goes_on_B)
+
+
+class Swept(NamedTuple):
+    """The sums of all tokens, each [B, L, ...], and the drawn tokens."""
+
+    sums: Sums
+    drawn_BL: jax.Array
+
+
+def predict_swept(
+    swept: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], Swept],
+    text: TextModel,
+    x_BLD: jax.Array,
+    temperature_B: jax.Array,
+    uniform_BL: jax.Array,
+    truncation: Truncation | None,
+    goes_on_B: jax.Array | None,
+) -> Prediction:
+    """The prediction from a sweep over the whole vocabulary, on one device or on many."""
+    goes_on_B = jnp.ones(len(x_BLD), bool) if goes_on_B is None else goes_on_B
+    sums, drawn_BL = swept(text.norm(x_BLD), temperature_B, uniform_BL, goes_on_B)
     if truncation is not None:
         bounded_BL = predict_drawn(text, x_BLD, temperature_B, uniform_BL, truncation)
         has_bounds_B = (truncation.top_k_B > 0) | (truncation.top_p_B < 1)
         drawn_BL = jnp.where(has_bounds_B[:, None], bounded_BL, drawn_BL)
-    dtype = text.embedding_VD.dtype
-    soft_AD = (sums.soft_AD / sums.soft_total_A[:, None]).astype(dtype) * text.embedding_scale
+    soft_BLD = (sums.soft_AD / sums.soft_total_A[..., None]).astype(text.embedding_VD.dtype) * text.embedding_scale
     return Prediction(
-        argmax_BL=sums.argmax_A.reshape(B, L),
+        argmax_BL=sums.argmax_A,
         drawn_BL=drawn_BL,
-        entropy_BL=(jnp.log(sums.total_A) + sums.spread_A / sums.total_A).reshape(B, L),
-        soft_BLD=soft_AD.reshape(B, L, D),
+        entropy_BL=jnp.log(sums.total_A) + sums.spread_A / sums.total_A,
+        soft_BLD=soft_BLD,
     )
 
 
-def _sweep(text: TextModel, x_AD: jax.Array, temperature_A1: jax.Array, goes_on_A: jax.Array) -> tuple[_Sums, _Groups]:
+def sweep(text: Vocabulary, x_AD: jax.Array, temperature_A1: jax.Array, goes_on_A: jax.Array) -> tuple[Sums, Groups]:
     """All tiles, one after another: the sums over all, and the groups of each with the tiles in front."""
     (A, D), V = x_AD.shape, text.config.vocab_size
     zero_A = jnp.zeros(A, jnp.float32)
-    start = _Sums(
+    start = Sums(
         jnp.full(A, MASKED, jnp.float32),
         jnp.zeros(A, jnp.int32),
         zero_A,
@@ -94,7 +127,7 @@ def _sweep(text: TextModel, x_AD: jax.Array, temperature_A1: jax.Array, goes_on_
         zero_A,
     )
 
-    def add(sums: _Sums, tile: jax.Array) -> tuple[_Sums, _Groups]:
+    def add(sums: Sums, tile: jax.Array) -> tuple[Sums, Groups]:
         return _add_tile(text, x_AD, temperature_A1, goes_on_A, sums, tile)
 
     return jax.lax.scan(add, start, jnp.arange(-(-V // _tile_size(V)), dtype=jnp.int32))
@@ -106,8 +139,8 @@ def _tile_size(V: int) -> int:
 
 
 def _add_tile(
-    text: TextModel, x_AD: jax.Array, temperature_A1: jax.Array, goes_on_A: jax.Array, sums: _Sums, tile: jax.Array
-) -> tuple[_Sums, _Groups]:
+    text: Vocabulary, x_AD: jax.Array, temperature_A1: jax.Array, goes_on_A: jax.Array, sums: Sums, tile: jax.Array
+) -> tuple[Sums, Groups]:
     V = text.config.vocab_size
     size = _tile_size(V)
     # The last tile is a whole one too: it reaches back, and what the one before has counted is masked.
@@ -129,7 +162,7 @@ def _add_tile(
     total_A = jnp.sum(sum_AZ, axis=-1)
     spread_A = jnp.sum(weight_AY * below_AY, axis=-1)
     soft_AY, soft_total_A = _soft_weights(logit_AY, max_A, weight_AY, total_A, embedding_YD.dtype)
-    return _Sums(
+    return Sums(
         max_A=whole_A,
         argmax_A=jnp.where(max_A > sums.max_A, argmax_A, sums.argmax_A),
         total_A=sums.total_A * old_A + total_A * new_A,
@@ -137,7 +170,7 @@ def _add_tile(
         + new_A * (spread_A + (whole_A - max_A) * total_A),
         soft_AD=_add_soft(sums.soft_AD * old_A[:, None], jnp.where(goes_on_A, new_A, 0), soft_AY, embedding_YD),
         soft_total_A=sums.soft_total_A * old_A + soft_total_A * new_A,
-    ), _Groups(max_A, sum_AZ)
+    ), Groups(max_A, sum_AZ)
 
 
 def _soft_weights(
@@ -162,11 +195,11 @@ def _add_soft(soft_AD: jax.Array, scale_A: jax.Array, weight_AY: jax.Array, embe
     return jax.lax.cond(jnp.any(scale_A > 0), add, lambda soft_AD: soft_AD, soft_AD)
 
 
-def _draw(
-    text: TextModel,
+def draw_swept(
+    text: Vocabulary,
     x_AD: jax.Array,
     temperature_A1: jax.Array,
-    groups: _Groups,
+    groups: Groups,
     max_A: jax.Array,
     uniform_A: jax.Array,
 ) -> jax.Array:
@@ -176,7 +209,7 @@ def _draw(
     group = min(GROUP, size)
     scale_NA1 = jnp.exp(groups.max_A - max_A[None])[..., None]
     weight_AZ = jnp.moveaxis(groups.sum_AZ * scale_NA1, 0, 1).reshape(len(x_AD), -1)
-    chosen_A, rest_A = _pass(weight_AZ, uniform_A)
+    chosen_A, rest_A = stage(weight_AZ, uniform_A)
     tile_A, inside_A = chosen_A // (size // group), chosen_A % (size // group)
     first_A = jnp.minimum(tile_A * size, V - size) + inside_A * group
     token_AR = first_A[:, None] + jnp.arange(group, dtype=jnp.int32)[None]
@@ -187,7 +220,7 @@ def _draw(
     return first_A + within_A
 
 
-def _pass(weight_AZ: jax.Array, uniform_A: jax.Array) -> tuple[jax.Array, jax.Array]:
+def stage(weight_AZ: jax.Array, uniform_A: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The group in which the cumulative weight passes the uniform number, and how far into the group, in [0, 1)."""
     chosen_A = draw(weight_AZ, uniform_A)
     cumulative_AZ = jnp.cumsum(weight_AZ, axis=-1)

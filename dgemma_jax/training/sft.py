@@ -25,6 +25,7 @@ from dgemma_jax.checkpoint.load import load_parameters
 from dgemma_jax.checkpoint.names import entries
 from dgemma_jax.config import ModelConfig
 from dgemma_jax.config_json import read_generation_config
+from dgemma_jax.sharding import make_mesh, parse
 from dgemma_jax.training import lora
 from dgemma_jax.training.batch_shapes import choose_buckets
 from dgemma_jax.training.checkpoints import RunCheckpoints
@@ -66,7 +67,7 @@ class SftConfig:
 
     lora: size and places of the adapter; None trains the model itself, except for the parts in `freeze`.
     dtype: of the arithmetic; what is trained is float32.
-    devices: spreads the rows of a batch over so many.
+    mesh: devices to spread rows and weights over, as `sharding.make_mesh` reads it; None is one.
     """
 
     model: Path
@@ -86,16 +87,17 @@ class SftConfig:
     prompt_weight: float = 1.0
     fill_weight: float = 1.0
     remat: bool = False
-    devices: int = 1
+    mesh: str | None = None
     save_every: int = 200
     keep: int = 2
     log_every: int = 10
 
     def __post_init__(self) -> None:
-        if self.batch < 1 or self.batch % (2 * self.devices):
-            # Half of the rows on each device are conditioned on a first prediction.
+        data = 1 if self.mesh is None else parse(self.mesh)["data"]
+        if self.batch < 1 or self.batch % (2 * data):
+            # Half of the rows on each device of `data` are conditioned on a first prediction.
             raise ValueError(
-                f"batch must be a multiple of {2 * self.devices} on {self.devices} device(s): {self.batch}"
+                f"batch must be a multiple of {2 * data} where rows lie over {data} device(s): {self.batch}"
             )
         if unknown := set(self.freeze) - set(FREEZABLE):
             raise ValueError(f"freeze must be of {', '.join(FREEZABLE)}, found {', '.join(sorted(unknown))}")
@@ -227,13 +229,15 @@ class _Interval:
 
 def make_trainer(config: SftConfig, model: ModelConfig) -> Trainer:
     """The model of the run, before its first step."""
-    make = functools.partial(Trainer, seed=config.seed, dtype=config.dtype, mesh=_mesh(config.devices))
+    mesh = None if config.mesh is None else make_mesh(config.mesh, model.text)
+    make = functools.partial(Trainer, seed=config.seed, dtype=config.dtype, mesh=mesh)
+    read = functools.partial(load_parameters, config.model, model, backend="all_experts", mesh=mesh)
     if config.lora is not None:
-        graphdef, params = load_parameters(config.model, model, jnp.dtype(config.dtype), "all_experts")
+        graphdef, params = read(dtype=jnp.dtype(config.dtype))
         adapter = lora.fresh(model, config.lora, config.seed)
         add = functools.partial(lora.combine, scale=config.lora.scale)
         return make(graphdef, adapter.params, params, config.optimizer, combine=add)
-    graphdef, params = load_parameters(config.model, model, jnp.dtype("float32"), "all_experts")
+    graphdef, params = read(dtype=jnp.dtype("float32"))
     trained, frozen = split_trained(params, model, config.freeze)
     frozen = jax.tree.map(lambda x: x.astype(config.dtype), frozen)
     return make(graphdef, trained, frozen, config.optimizer, combine=merge)
@@ -251,15 +255,6 @@ def split_trained(params: nnx.State, model: ModelConfig, freeze: tuple[str, ...]
 def _is_constant(leaf: str) -> bool:
     """The standardising of soft tokens, and bounds of values."""
     return leaf.startswith("standard_") or leaf.endswith(("_min", "_max"))
-
-
-def _mesh(devices: int) -> jax.sharding.Mesh | None:
-    if devices == 1:
-        return None
-    if devices > len(jax.devices()):
-        raise ValueError(f"wanted {devices} devices, found {len(jax.devices())}")
-    auto = (jax.sharding.AxisType.Auto,)
-    return jax.make_mesh((devices,), ("data",), axis_types=auto, devices=jax.devices()[:devices])
 
 
 def _settings(config: SftConfig, data: Dataset, held_out: Dataset | None) -> dict[str, Any]:

@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
+from dgemma_jax.sharding import by_row, place
 from dgemma_jax.training.objective import Batch, Metrics, Objective, loss
 from dgemma_jax.training.optimizer import OptimizerConfig, make_optimizer, update_average
 
@@ -43,7 +44,8 @@ class Trainer:
         graphdef, trained, frozen, combine: the model; see the module's text. Each is used up: its memory becomes the
             state's.
         dtype: of the arithmetic. The trained parameters keep their own, which should be float32.
-        mesh: spreads the rows of a batch over its axis "data"; parameters are whole on every device.
+        mesh: of `sharding.make_mesh`: the rows of a batch lie over `data`, parameters, their average and what the
+            optimiser keeps of each as the table there says. `graphdef` is then of a module that was `spread`.
     """
 
     def __init__(
@@ -61,15 +63,16 @@ class Trainer:
         self.graphdef, self.config, self.combine = graphdef, optimizer, combine
         self.dtype, self.mesh, self.key = jnp.dtype(dtype), mesh, jax.random.key(seed)
         self.optimizer = make_optimizer(optimizer)
+        trained, self.frozen = place(trained, mesh), place(frozen, mesh)
         average = jax.tree.map(jnp.copy, trained) if optimizer.average else None
-        self.frozen = self._everywhere(frozen)
         state = TrainState(trained, average, self.optimizer.init(trained), jnp.zeros((), jnp.int32))
-        self.state: TrainState = self._everywhere(state)
+        self.state: TrainState = place(state, mesh)
+        self._places = None if mesh is None else jax.tree.map(lambda x: x.sharding, self.state)
 
     def step(self, batch: Batch, objective: Objective) -> Metrics:
         """One batch. The noise depends on the seed and the number of the batch alone."""
         if self.mesh is not None:
-            batch = jax.device_put(batch, NamedSharding(self.mesh, PartitionSpec("data")))
+            batch = by_row(batch, self.mesh)
         # Two programs: the update is compiled once, however many shapes of batches there are.
         gradients, metrics = self._gradients(self.state.trained, self.frozen, batch, self.state.step, objective)
         self.state = self._update(self.state, gradients)
@@ -86,9 +89,6 @@ class Trainer:
     def parameters(self) -> nnx.State:
         """All parameters of the model, with `best` in it."""
         return self.combine(self.best(), self.frozen)
-
-    def _everywhere(self, tree: Any) -> Any:
-        return tree if self.mesh is None else jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
 
     @functools.partial(jax.jit, static_argnums=(0, 5))
     def _losses(self, trained: Any, frozen: nnx.State, batch: Batch, key: jax.Array, objective: Objective) -> Metrics:
@@ -118,4 +118,5 @@ class Trainer:
             moved = update_average(average, trained, self.config.average, state.step)
             whole = step % self.config.accumulate == 0  # nothing changes between two updates
             average = jax.tree.map(lambda new, old: jnp.where(whole, new, old), moved, average)
-        return TrainState(trained, average, optimizer, step)
+        state = TrainState(trained, average, optimizer, step)
+        return state if self._places is None else jax.lax.with_sharding_constraint(state, self._places)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -315,3 +316,22 @@ def test_corrupted_file_never_gives_wrong_tensors(scratch: Path, changes: dict[i
     for position, value in changes.items():
         content[position] = value
     assert_refused_or_right(scratch, bytes(content))
+
+
+@pytest.mark.parametrize("ranges", [((0, 4), (0, 6)), ((1, 3), (0, 6)), ((0, 4), (2, 5)), ((3, 4), (0, 1))])
+def test_a_part_is_the_slice_of_the_whole_in_any_shape(tmp_path: Path, ranges: tuple) -> None:
+    values = np.arange(48, dtype=np.float32).reshape(8, 6)
+    write_tensors(tmp_path / "model.safetensors", {"first": np.ones(3, np.float32), "x": values}, {})
+    found = TensorFiles.open(tmp_path).read_part("x", (4, 6, 2), (*ranges, (0, 2)), np.dtype("float16"))
+    expected = values.reshape(4, 6, 2)[tuple(slice(*one) for one in ranges)]
+    np.testing.assert_array_equal(found, expected.astype(np.float16))
+    assert found.base is None or found.base.nbytes <= values.nbytes, "nothing of the file stays mapped"
+
+
+def test_a_file_that_became_shorter_is_no_part(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    write_tensors(path, {"x": np.arange(48, dtype=np.float32).reshape(8, 6)}, {})
+    files = TensorFiles.open(tmp_path)
+    os.truncate(path, path.stat().st_size - 8)
+    with pytest.raises(CheckpointError, match="ends within tensor x"):
+        files.read_part("x", (8, 6), ((4, 8), (0, 6)), np.dtype("float32"))

@@ -13,6 +13,7 @@ import pytest
 from flax import nnx
 from tiny_model import TEXT, one_layer
 
+from dgemma_jax import sharding
 from dgemma_jax.config import ModelConfig
 from dgemma_jax.model.diffusion_gemma import DiffusionGemma
 from dgemma_jax.training.objective import Batch, Metrics, Objective, loss
@@ -109,14 +110,16 @@ def test_remat_changes_memory_not_numbers(gradient) -> None:
 
 
 def test_the_trainer_is_the_plain_loop_spread_over_devices(gradient) -> None:
-    config = OptimizerConfig(steps=4, learning_rate=1e-3, warmup=0)
-    wanted, seen = updates(gradient, config, 3)
-    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
-    graphdef, params = parts()
+    config = OptimizerConfig(steps=4, learning_rate=1e-3, warmup=0, average=0.9)
+    expected, seen = updates(gradient, config, 3)
+    mesh = sharding.make_mesh("data=2,expert=2,model=2", CONFIG.text)
+    graphdef, params = nnx.split(sharding.spread(DiffusionGemma(CONFIG, nnx.Rngs(0), jnp.dtype("float32")), mesh))
     trainer = Trainer(graphdef, params, nnx.State({}), config, seed=0, mesh=mesh)
     losses = [float(trainer.step(batch(), PLAIN).loss) for _ in range(3)]
     np.testing.assert_allclose(losses, [float(metrics.loss) for metrics in seen], rtol=1e-5)
-    close(trainer.parameters(), wanted, atol=1e-4)
+    close(trainer.state.trained, expected, atol=1e-4)
+    for _, leaf in [*nnx.to_flat_state(trainer.state.trained), *nnx.to_flat_state(trainer.state.average)]:
+        assert leaf[...].sharding.is_equivalent_to(sharding.parameter_sharding(leaf, mesh), leaf.ndim)
 
 
 def test_the_rate_rises_and_falls_as_the_schedule_says() -> None:
