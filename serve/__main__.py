@@ -15,7 +15,8 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
-from typing import NoReturn, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from aiohttp import web
 
@@ -25,8 +26,11 @@ from serve.config import ServeConfig, parse_flags
 from serve.engine import Engine
 from serve.handlers import WORKER
 
+if TYPE_CHECKING:
+    from serve.checkpoint_engine import CheckpointEngine
+
 logger = logging.getLogger("serve")
-_CANNOT_START, _INTERRUPTED, _TERMINATED = 2, 130, 143
+_GROUP_LOST, _CANNOT_START, _INTERRUPTED, _TERMINATED = 1, 2, 130, 143
 T = TypeVar("T")
 _IDLE_SECONDS = 120.0  # of a connection before and between requests, slow headers included; proxies give up before
 _HANDLER_SECONDS = 5.0  # for the last bytes, after the worker has finished or failed every reply
@@ -41,10 +45,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with contextlib.ExitStack() as resources:
             try:
+                if not _interruptibly(lambda: _leads(config)):
+                    return _interruptibly(lambda: _follow(config))
                 # The port comes before the checkpoint: loading may take minutes.
                 listener = resources.enter_context(_listen(config.host, config.port))
                 _warn_of_open_door(config)
                 engine = _interruptibly(lambda: _load(config))
+                if config.coordinator is not None:
+                    resources.callback(engine.close)  # sends the others home
             except (ValueError, OSError) as error:
                 print(f"serve: {error}", file=sys.stderr)
                 return _CANNOT_START
@@ -74,6 +82,9 @@ async def serve(engine: Engine, config: ServeConfig, listener: socket.socket) ->
         await _either(app[WORKER].warm, stop)
         if app[WORKER].state == "failed":
             return _CANNOT_START
+        await _either(app[WORKER].broken, stop)
+        if app[WORKER].state == "failed" and config.coordinator is not None:
+            return _GROUP_LOST  # so that whoever started the group starts it again
         await stop.wait()
         logger.info("stopping; open requests have %g s, another Ctrl-C ends them now", config.shutdown_seconds)
         return 0
@@ -141,11 +152,39 @@ def _interruptibly(work: Callable[[], T]) -> T:
         signal.signal(signal.SIGTERM, before)
 
 
-def _load(config: ServeConfig) -> Engine:
-    """The engine over the checkpoint, downloaded if need be. Raises ValueError or OSError that says what is wrong."""
+def _leads(config: ServeConfig) -> bool:
+    """Joins the group that the flags describe; whether this process takes its requests. Raises ValueError."""
     # JAX: only once the flags are known to be right.
+    import jax
+
+    from dgemma_jax import processes
+
+    try:
+        processes.join(config.coordinator, config.num_processes, config.process_id)
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"--coordinator: {error}") from None
+    return config.coordinator is None or jax.process_index() == 0
+
+
+def _follow(config: ServeConfig) -> int:
+    """Does what the first process does, until it sends this one home; returns the exit status."""
+    import dgemma_jax
+    from dgemma_jax.engine import follow
+
+    folder = _prepare(config)
+    model = dgemma_jax.load(folder, dtype=config.dtype, lora=config.lora, mesh=config.mesh, backend=config.moe_backend)
+    try:
+        follow(model)
+    except Exception:
+        logger.critical("this process cannot go on, and the group cannot without it", exc_info=True)
+        return _GROUP_LOST
+    return 0
+
+
+def _prepare(config: ServeConfig) -> Path:
+    """The checkpoint's folder, downloaded if need be. Raises ValueError."""
     from dgemma_jax.checkpoint.hub import resolve_checkpoint
-    from serve.checkpoint_engine import CheckpointEngine, keep_compiled
+    from serve.checkpoint_engine import keep_compiled
 
     try:
         folder = resolve_checkpoint(config.checkpoint)
@@ -157,6 +196,14 @@ def _load(config: ServeConfig) -> Engine:
         keep_compiled(config.compilation_cache)
     except OSError as error:
         logger.warning("--compilation-cache %s cannot be used, going on without: %s", config.compilation_cache, error)
+    return folder
+
+
+def _load(config: ServeConfig) -> CheckpointEngine:
+    """The engine over the checkpoint. Raises ValueError or OSError that says what is wrong."""
+    from serve.checkpoint_engine import CheckpointEngine
+
+    folder = _prepare(config)
     try:
         engine = CheckpointEngine.load(
             folder,

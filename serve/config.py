@@ -104,6 +104,26 @@ class ServeConfig:
             choices=("all_experts", "expert_blocks", "capacity_buckets", "ragged_dot"),
         ),
     )
+    coordinator: str | None = field(
+        default=None,
+        metadata=_flag(
+            "HOST:PORT where the processes of a group meet, the first one's; or auto, as SLURM, Kubernetes, TPU or MPI "
+            "say; see docs/deploy.md (default: this process is alone)",
+            metavar="HOST:PORT",
+        ),
+    )
+    num_processes: int | None = field(
+        default=None,
+        metadata=_flag("processes of the group (default: as the cluster says)", type=_at_least(1), metavar="N"),
+    )
+    process_id: int | None = field(
+        default=None,
+        metadata=_flag(
+            "which of them this is, from 0, which takes the requests (default: as the cluster says)",
+            type=_at_least(0),
+            metavar="N",
+        ),
+    )
     served_model_name: tuple[str, ...] = field(
         default=(),
         metadata=_flag(

@@ -100,6 +100,8 @@ class Worker:
         self.state: State = "warming"
         self.warm = asyncio.Event()
         """Set once the warm-up is over, well or badly; `state` says which."""
+        self.broken = asyncio.Event()
+        """Set when `state` has become "failed"."""
         self.most = engine.slots + max_queue
         """Runs that may be open at once."""
         self._engine = engine
@@ -217,6 +219,8 @@ class Worker:
             if self.state != "closing":
                 self.state = state
         with contextlib.suppress(RuntimeError):  # the loop is closed: the server is gone already
+            if state == "failed":
+                self._loop.call_soon_threadsafe(self.broken.set)
             self._loop.call_soon_threadsafe(self.warm.set)
 
     def _take_in(self) -> bool:
