@@ -154,8 +154,9 @@ def _interruptibly(work: Callable[[], T]) -> T:
 
 def _leads(config: ServeConfig) -> bool:
     """Joins the group that the flags describe; whether this process takes its requests. Raises ValueError."""
-    # JAX: only once the flags are known to be right.
-    import jax
+    if config.coordinator is None and config.num_processes is None and config.process_id is None:
+        return True
+    import jax  # only once the flags are known to be right
 
     from dgemma_jax import processes
 

@@ -113,6 +113,9 @@ def _read_all(
 
 def _read(files: TensorFiles, entry: Entry, place: jax.sharding.Sharding, dtype: jnp.dtype) -> jax.Array:
     """Part by part: of a tensor that is cut never more than one part is in host memory."""
+    if isinstance(place, jax.sharding.SingleDeviceSharding):
+        # Not tied to the device: programs are compiled anew for arguments that are, where others were not.
+        return jax.device_put(files.read_part(entry.name, entry.shape, [(0, n) for n in entry.shape], dtype))
     devices: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
     for device, index in place.addressable_devices_indices_map(entry.shape).items():
         cuts = (slice(None),) * len(entry.shape) if index is None else index
