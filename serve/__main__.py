@@ -51,8 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 listener = resources.enter_context(_listen(config.host, config.port))
                 _warn_of_open_door(config)
                 engine = _interruptibly(lambda: _load(config))
-                if config.coordinator is not None:
-                    resources.callback(engine.close)  # sends the others home
+                resources.callback(engine.close)  # ends what is still being compiled; in a group, sends the others home
             except (ValueError, OSError) as error:
                 print(f"serve: {error}", file=sys.stderr)
                 return _CANNOT_START

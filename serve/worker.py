@@ -202,7 +202,6 @@ class Worker:
                     self._hand_out(id, event)
             for id in self._jobs:
                 self._engine.cancel(id)
-            self._engine.close()
         except Exception:
             logger.critical("the engine is broken: no request is answered any more", exc_info=True)
             self._pass_to("failed")

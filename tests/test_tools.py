@@ -111,7 +111,7 @@ def test_an_unknown_skill_is_refused_by_name(capsys: pytest.CaptureFixture[str])
 
 def test_every_flag_of_sft_reaches_the_run() -> None:
     flags = "--method full --freeze router,vision --optimizer muon --steps 9 --batch 6 --accum 2 --lr 0.5 --warmup 3"
-    flags += " --weight-decay 0.1 --clip 2 --ema 0.9 --seed 4 --devices 3 --remat --max-length 99 --noise-copies 2"
+    flags += " --weight-decay 0.1 --clip 2 --ema 0.9 --seed 4 --mesh data=3 --remat --max-length 99 --noise-copies 2"
     flags += " --t-min 0.1 --ar-weight 0.2 --prompt-weight 0.3 --fill-weight 0.4 --save-every 5 --keep 7 --log-every 8"
     given = ["sft", "--model", "m", "--data", "d", "--eval-data", "e", "--out", "o", "--dtype", "float32"]
     found = train_sft.settings(train.parser().parse_args([*given, *flags.split()]))
@@ -121,7 +121,7 @@ def test_every_flag_of_sft_reaches_the_run() -> None:
     assert found == SftConfig(
         model=Path("m"), data=Path("d"), eval_data=Path("e"), out=Path("o"), optimizer=optimizer, lora=None,
         freeze=("router", "vision"), batch=6, max_length=99, dtype="float32", seed=4, copies=2, t_min=0.1,
-        next_token_weight=0.2, prompt_weight=0.3, fill_weight=0.4, remat=True, devices=3, save_every=5, keep=7,
+        next_token_weight=0.2, prompt_weight=0.3, fill_weight=0.4, remat=True, mesh="data=3", save_every=5, keep=7,
         log_every=8,
     )  # fmt: skip
 
