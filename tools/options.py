@@ -13,6 +13,14 @@ def positive(text: str) -> int:
     return value
 
 
+def count(text: str) -> int:
+    """An argparse type: a whole number from 0."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must not be negative, found {text}")
+    return value
+
+
 def names(text: str) -> tuple[str, ...]:
     """An argparse type: names with commas between them; empty for none."""
     return tuple(name.strip() for name in text.split(",") if name.strip())

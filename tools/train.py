@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import shutil
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from dgemma_jax.training.host_memory import keep_freed_memory
 from tools import train_eval, train_export, train_sft
-from tools.options import positive
+from tools.options import count, positive
 from tools.paths import DEMO
 
 
@@ -47,17 +48,20 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
     demo.add_argument("--steps", type=positive, default=12000, help="batches (default %(default)s)")
     demo.add_argument("--seed", type=int, default=0, help="of weights, data and noise (default %(default)s)")
     demo.add_argument("--initial", type=Path, help="demo checkpoint to begin with, in place of random weights")
+    demo.add_argument("--scale", type=positive, default=1, help="times as many rows in a batch; for a GPU, 8")
+    demo.add_argument("--processes", type=count, default=0, help="making rows beside this one; for a GPU, one a core")
     demo.set_defaults(run=run_demo)
 
 
 def run_demo(options: argparse.Namespace) -> int:
     """Trains into a folder of its own; what it saves on the way can be served at once."""
-    from dgemma_jax.training.demo.run import DemoRun
+    from dgemma_jax.training.demo.run import DemoRun, DemoSettings
     from dgemma_jax.training.demo.tokenizer import write_tokenizer
     from dgemma_jax.training.run_folder import copy_companions, fingerprint, remember, require_same
 
     initial = None if options.initial is None else options.initial.absolute()
-    settings = {"kind": "demo", "steps": options.steps, "seed": options.seed}
+    wanted = DemoSettings(steps=options.steps, seed=options.seed, scale=options.scale)
+    settings = {"kind": "demo", **dataclasses.asdict(wanted)}
     if initial is not None:
         settings["initial"] = fingerprint(initial)
     require_same(options.out, settings)
@@ -70,7 +74,7 @@ def run_demo(options: argparse.Namespace) -> int:
     if not (options.out / "chat_template.jinja").exists():
         shutil.copyfile(DEMO / "chat_template.jinja", options.out / "chat_template.jinja")
     remember(options.out, settings)
-    run = DemoRun(options.out, options.steps, options.seed, initial)
+    run = DemoRun(options.out, wanted, initial, options.processes)
     run.train()
     print(json.dumps({"out": str(options.out), "steps": options.steps, "seconds": round(run.seconds)}))
     return 0

@@ -33,11 +33,14 @@ def is_quantizable(path: Path) -> bool:
 
 
 def group_size(inputs: int) -> int:
-    """Inputs of a group: the largest divisor of half of them, up to `LARGEST_GROUP`. Raises ValueError for odd ones."""
+    """Inputs of a group: the largest power of two in half of them, up to `LARGEST_GROUP`, as kernels read by those.
+
+    Raises:
+        ValueError: an odd number of inputs.
+    """
     if inputs % 2:
         raise ValueError(f"a matrix with {inputs} inputs cannot be quantised to int4: the number must be even")
-    half = inputs // 2
-    return next(size for size in range(min(LARGEST_GROUP, half), 0, -1) if half % size == 0)
+    return math.gcd(inputs // 2, LARGEST_GROUP)
 
 
 def matrix_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, ...]:

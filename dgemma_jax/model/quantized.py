@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 TILE_NUMBERS = 2**20
 """Numbers of a tile: 4 MiB of float32."""
-_OFFSET = 8  # four bits hold 0 to 15 for -8 to 7
+OFFSET = 8  # four bits hold 0 to 15 for -8 to 7
 
 
 @jax.tree_util.register_dataclass
@@ -56,7 +56,7 @@ def widened(weight: Quantized, dtype: jnp.dtype) -> tuple[jax.Array, ...]:
 
     def scaled(numbers: jax.Array, scale: jax.Array) -> jax.Array:
         # fp32: the product of number and scale is rounded once.
-        grouped = numbers.reshape(*scale.shape[:-1], -1).astype(jnp.float32) - _OFFSET
+        grouped = numbers.reshape(*scale.shape[:-1], -1).astype(jnp.float32) - OFFSET
         return (grouped * scale).astype(dtype).reshape(numbers.shape)
 
     return scaled(weight.values & 15, scales[0]), scaled(weight.values >> 4, scales[1])

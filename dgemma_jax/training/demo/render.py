@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+from pathlib import Path
+
 from dgemma_jax.config import ModelConfig
 from dgemma_jax.media.image import to_patches
 from dgemma_jax.media.prompt import Film, Picture
 from dgemma_jax.prompt.template import ChatTemplate
 from dgemma_jax.prompt.tokenizer import Tokenizer
 from dgemma_jax.training.conversation import to_row
-from dgemma_jax.training.demo.architecture import DEMO_PROCESSOR
+from dgemma_jax.training.demo.architecture import DEMO_PROCESSOR, demo_config
 from dgemma_jax.training.demo.example import Clip, Example, Medium
+from dgemma_jax.training.demo.mix import example
 from dgemma_jax.training.rows import Row
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingRows:
+    """The endless training rows of a seed, by number; `folder` holds tokenizer and chat template."""
+
+    folder: Path
+    seed: int
+
+    def __call__(self, index: int) -> Row:
+        return demo_row(example("train", self.seed, index), *_format(self.folder))
+
+
+@functools.lru_cache(maxsize=1)
+def _format(folder: Path) -> tuple[Tokenizer, ChatTemplate, ModelConfig]:
+    tokenizer = Tokenizer.from_folder(folder)
+    return tokenizer, ChatTemplate.from_folder(folder), demo_config(tokenizer)
 
 
 def demo_row(drawn: Example, tokenizer: Tokenizer, template: ChatTemplate, config: ModelConfig) -> Row:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -17,15 +19,14 @@ from dgemma_jax.checkpoint.load import load_parameters
 from dgemma_jax.config import ModelConfig
 from dgemma_jax.config_json import write_processor_config
 from dgemma_jax.model.diffusion_gemma import DiffusionGemma
-from dgemma_jax.prompt.template import ChatTemplate
 from dgemma_jax.prompt.tokenizer import Tokenizer
 from dgemma_jax.training.checkpoints import RunCheckpoints
 from dgemma_jax.training.demo.architecture import DEMO_PROCESSOR, demo_config, demo_generation
-from dgemma_jax.training.demo.mix import example
-from dgemma_jax.training.demo.render import demo_row
+from dgemma_jax.training.demo.render import TrainingRows
+from dgemma_jax.training.demo.rows_ahead import RowsAhead
 from dgemma_jax.training.objective import Batch, Metrics, Objective
 from dgemma_jax.training.optimizer import OptimizerConfig
-from dgemma_jax.training.rows import BatchStream, Bucket, Row
+from dgemma_jax.training.rows import BatchStream, Bucket
 from dgemma_jax.training.trainer import Trainer
 
 BUCKETS = (
@@ -44,7 +45,17 @@ BUCKETS = (
 """About as many tokens, clean and noisy, in a batch of each shape."""
 COPIES = 2
 LOG_EVERY = 20
-SAVE_EVERY = 200
+SAVE_SECONDS = 120.0
+"""Between two saves. What is learned does not depend on when a run was saved."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DemoSettings:
+    """What decides the weights. `scale`: how many times the rows of `BUCKETS` a batch has, for devices with room."""
+
+    steps: int
+    seed: int = 0
+    scale: int = 1
 
 
 def demo_optimizer(steps: int) -> OptimizerConfig:
@@ -84,28 +95,37 @@ def _is_trained(path: tuple, _: object) -> bool:
 
 
 class DemoRun:
-    """One training run in a folder that holds tokenizer and chat template: `checkpoint` goes on where it stopped."""
+    """One training run in a folder that holds tokenizer and chat template: it goes on where it stopped.
 
-    def __init__(self, out: Path, steps: int, seed: int, initial: Path | None = None) -> None:
-        self.out, self.steps = out, steps
-        tokenizer, template = Tokenizer.from_folder(out), ChatTemplate.from_folder(out)
+    `processes` make rows beside this one; none: this one makes them itself. The rows are the same.
+    """
+
+    def __init__(self, out: Path, settings: DemoSettings, initial: Path | None = None, processes: int = 0) -> None:
+        self.out, self.steps = out, settings.steps
+        tokenizer = Tokenizer.from_folder(out)
         self.config, self.generation = demo_config(tokenizer), demo_generation(tokenizer)
-        self.trainer = demo_trainer(self.config, steps, seed, initial)
+        self.trainer = demo_trainer(self.config, settings.steps, settings.seed, initial)
         self.checkpoints = RunCheckpoints(out / "training")
         self.seconds, self.examples, position = 0.0, 0, None
         if self.checkpoints.latest is not None:
             position, facts = self.checkpoints.restore(self.trainer)
             self.seconds, self.examples = facts["seconds"], facts["examples"]
-
-        def row_at(index: int) -> Row:
-            return demo_row(example("train", seed, index), tokenizer, template, self.config)
-
-        self.stream = BatchStream(row_at, BUCKETS, self.config, tokenizer.token_id("<eos>"), position)
+        self._ending = contextlib.ExitStack()
+        row_at = TrainingRows(out, settings.seed)
+        first = 0 if position is None else position.next
+        ahead = self._ending.enter_context(RowsAhead(row_at, first, processes)) if processes else row_at
+        buckets = [dataclasses.replace(bucket, rows=bucket.rows * settings.scale) for bucket in BUCKETS]
+        self.stream = BatchStream(ahead, buckets, self.config, tokenizer.token_id("<eos>"), position)
 
     def train(self) -> None:
         """Goes on to the last step. Progress is on stderr and in `metrics.jsonl`; weights are written as it goes."""
+        with self._ending:
+            self._train()
+
+    def _train(self) -> None:
         done = int(self.trainer.state.step)
-        started = time.monotonic() - self.seconds
+        started = saved = time.monotonic()
+        started -= self.seconds
         with (self.out / "metrics.jsonl").open("a") as log, tqdm(total=self.steps, initial=done, unit="step") as bar:
             for step in range(done + 1, self.steps + 1):
                 bucket, batch = next(self.stream)
@@ -118,8 +138,9 @@ class DemoRun:
                     bar.set_postfix(denoising=row["denoising"], accuracy=row["accuracy"])
                     log.write(json.dumps(row) + "\n")
                     log.flush()
-                if step % SAVE_EVERY == 0 or step == self.steps:
+                if time.monotonic() - saved > SAVE_SECONDS or step == self.steps:
                     self.save()
+                    saved = time.monotonic()
 
     def save(self) -> None:
         """The run as it stands, and its averaged weights as a checkpoint that can be served."""

@@ -1,0 +1,253 @@
+"""Experts as two grouped kernels on NVIDIA GPUs: every block of rows reads the weights of its own expert, once.
+
+    tokens sorted by expert, in blocks of rows of one expert
+      -> kernel 1: rows gathered, both halves of gate_up, gelu(gate) * up      [J * R, F]
+      -> kernel 2: down                                                         [J * R, D]
+      -> each token gathers and sums its rows
+
+Nothing is padded to the busiest expert, nothing is dropped, and the order of a token's sums does not depend on the
+rest of the batch. Quantised weights are widened in registers: int8 and int4 are read as they lie. The kernels are
+written in Pallas (https://docs.jax.dev/en/latest/pallas) for its Triton backend; elsewhere they can be interpreted.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plt
+
+from dgemma_jax.model.mlp import gelu
+from dgemma_jax.model.quantized import OFFSET, Quantized
+from dgemma_jax.model.router import Routing
+
+BLOCK_ROWS = 32
+"""Rows of a block. The experts of one canvas of the 26B have 16 rows each on average."""
+LARGE_BLOCK_ROWS = 64
+"""Of batches whose experts have more rows than that on average: the weights are then read less often."""
+OUTPUTS, INPUTS = 64, 128
+"""Of a weight, the outputs that one program makes, and the inputs that it reads at a time."""
+LEAST = 16
+"""Of what a tensor core multiplies."""
+
+
+def grouped_blocks(x_AD: jax.Array, routing: Routing, gate_up_EFD: jax.Array, down_EDF: jax.Array) -> jax.Array:
+    """As `moe.all_experts`.
+
+    Raises:
+        ValueError: sizes that do not divide into tiles of at least 16.
+    """
+    A, D = x_AD.shape
+    blocks = _blocks(routing, gate_up_EFD.shape[0])
+    hidden_ZF = _run(_gate_up_kernel, x_AD, blocks, gate_up_EFD, gate_up_EFD.shape[1] // 2, gather=True)
+    out_ZD = _run(_down_kernel, hidden_ZF, blocks, down_EDF, D, gather=False)
+    # A choice of another device's expert has no row.
+    out_AXD = jnp.take(out_ZD, blocks.row_AX, axis=0, mode="fill", fill_value=0).astype(jnp.float32)
+    return jnp.sum(out_AXD * routing.weight_AX[..., None], axis=1).astype(x_AD.dtype)
+
+
+class Blocks(NamedTuple):
+    """Blocks of rows of one expert.
+
+    token_Z: the token of each row, A where there is none. expert_J: of each block; E where the block is not used.
+    row_AX: where the row of each choice lies; out of bounds where it has none.
+    """
+
+    token_Z: jax.Array
+    expert_J: jax.Array
+    row_AX: jax.Array
+
+
+def _blocks(routing: Routing, E: int) -> Blocks:
+    """Cuts the choices into blocks. Comparisons of all with all: on a GPU a sort or a running sum takes longer."""
+    A, X = routing.expert_AX.shape
+    rows = BLOCK_ROWS if A * X <= E * BLOCK_ROWS else LARGE_BLOCK_ROWS
+    most = A * X // rows + min(E, A * X)
+    expert_Z = routing.expert_AX.reshape(-1)
+    index_Z, index_E = jnp.arange(A * X), jnp.arange(E)
+    same_ZZ = (expert_Z[:, None] == expert_Z[None]) & (index_Z[None] < index_Z[:, None])
+    rank_Z = jnp.sum(same_ZZ, axis=1, dtype=jnp.int32)
+    count_E = jnp.sum(expert_Z[None] == index_E[:, None], axis=1, dtype=jnp.int32)
+    blocks_E = (count_E + rows - 1) // rows
+    end_E = jnp.sum(jnp.where(index_E[None] <= index_E[:, None], blocks_E[None], 0), axis=1, dtype=jnp.int32)
+    expert_J = jnp.sum(end_E[None] <= jnp.arange(most)[:, None], axis=1, dtype=jnp.int32)
+    first_Z = jnp.take(end_E - blocks_E, expert_Z, mode="fill", fill_value=most)
+    row_Z = first_Z * rows + rank_Z
+    token_Z = jnp.full(most * rows, A, jnp.int32).at[row_Z].set(index_Z // X, mode="drop", unique_indices=True)
+    return Blocks(token_Z, expert_J, row_Z.reshape(A, X))
+
+
+def supports(hidden: int, width: int) -> bool:
+    """Whether matrices of these sizes can be cut into tiles."""
+    return all(math.gcd(size, limit) >= LEAST for size in (hidden, width) for limit in (OUTPUTS, INPUTS))
+
+
+def _run(kernel: Callable[..., None], x_ZK: jax.Array, blocks: Blocks, weight: Any, N: int, *, gather: bool) -> jax.Array:
+    """One kernel over all blocks and all tiles of `N` outputs: [J * R, N] in the type of `x`."""
+    E, K = weight.shape[0], weight.shape[-1]
+    (J,), rows = blocks.expert_J.shape, len(blocks.token_Z) // len(blocks.expert_J)
+    outputs, inputs = math.gcd(N, OUTPUTS), math.gcd(K, INPUTS)
+    if min(outputs, inputs) < LEAST:
+        raise ValueError(f"grouped_blocks needs sizes that are multiples of {LEAST}, found {N} outputs, {K} inputs")
+    tiling = Tiling(E, J, rows, outputs, inputs, K, N, len(x_ZK))
+    parts = _parts(weight, tiling)
+    call = pl.pallas_call(
+        functools.partial(kernel, tiling, parts.times),
+        out_shape=jax.ShapeDtypeStruct((J * rows, N), x_ZK.dtype),
+        grid=(J * (N // outputs),),
+        compiler_params=plt.CompilerParams(num_warps=WARPS, num_stages=STAGES),
+        interpret=jax.default_backend() != "gpu",
+        name="experts",
+    )
+    row_Z = blocks.token_Z if gather else jnp.arange(J * rows, dtype=jnp.int32)
+    return call(row_Z, blocks.expert_J, x_ZK, *parts.arrays)
+
+
+WARPS, STAGES = 4, 4
+
+
+class Tiling(NamedTuple):
+    """Sizes of a kernel: experts, blocks, rows of a block, outputs and inputs of a tile, all inputs, outputs, rows."""
+
+    E: int
+    J: int
+    rows: int
+    outputs: int
+    inputs: int
+    K: int
+    N: int
+    A: int
+
+
+def _gate_up_kernel(tiling: Tiling, times: Any, row_ref: Any, expert_ref: Any, x_ref: Any, *refs: Any) -> None:
+    *weight_refs, out_ref = refs
+    block, first, expert = _place(tiling, expert_ref)
+
+    @pl.when(expert < tiling.E)
+    def _() -> None:
+        row_R = plt.load(row_ref.at[pl.ds(block * tiling.rows, tiling.rows)])
+        gate_RN, up_RN = times(tiling, x_ref, row_R, weight_refs, expert, (first, tiling.N + first))
+        _store(tiling, out_ref, block, first, gelu(gate_RN.astype(out_ref.dtype)) * up_RN.astype(out_ref.dtype))
+
+
+def _down_kernel(tiling: Tiling, times: Any, row_ref: Any, expert_ref: Any, x_ref: Any, *refs: Any) -> None:
+    *weight_refs, out_ref = refs
+    block, first, expert = _place(tiling, expert_ref)
+
+    @pl.when(expert < tiling.E)
+    def _() -> None:
+        row_R = plt.load(row_ref.at[pl.ds(block * tiling.rows, tiling.rows)])
+        (out_RN,) = times(tiling, x_ref, row_R, weight_refs, expert, (first,))
+        _store(tiling, out_ref, block, first, out_RN.astype(out_ref.dtype))
+
+
+def _place(tiling: Tiling, expert_ref: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """This program's block, its first output, and its expert. Blocks run first: those of one expert share a tile."""
+    program = pl.program_id(0)
+    block = program % tiling.J
+    return block, program // tiling.J * tiling.outputs, plt.load(expert_ref.at[block])
+
+
+def _store(tiling: Tiling, out_ref: Any, block: jax.Array, first: jax.Array, value_RN: jax.Array) -> None:
+    plt.store(out_ref.at[pl.ds(block * tiling.rows, tiling.rows), pl.ds(first, tiling.outputs)], value_RN)
+
+
+class _Parts(NamedTuple):
+    """The arrays of a weight as a kernel reads them, and the function that multiplies with them."""
+
+    arrays: tuple[jax.Array, ...]
+    times: Callable[..., tuple[jax.Array, ...]]
+
+
+def _parts(weight: Any, tiling: Tiling) -> _Parts:
+    if not isinstance(weight, Quantized):
+        return _Parts((weight,), _times_full)
+    scale = weight.scale.astype(jnp.float32)
+    if weight.bits == 8:
+        return _Parts((weight.values, scale), _times_int8)
+    return _Parts((weight.values, scale), _times_int4)
+
+
+def _times_full(
+    tiling: Tiling, x_ref: Any, row_R: jax.Array, refs: Any, expert: jax.Array, firsts: tuple[jax.Array, ...]
+) -> tuple[jax.Array, ...]:
+    """Rows of `x` times tiles of an expert's outputs from each of `firsts` on: float32 [R, N] each."""
+    (weight_ref,) = refs
+
+    def add(index: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        start = index * tiling.inputs
+        x_RK = _rows(tiling, x_ref, row_R, start, tiling.inputs)
+        return tuple(
+            total_RN + _dot(x_RK, _tile(tiling, weight_ref, expert, first, start, tiling.inputs))
+            for total_RN, first in zip(sums, firsts, strict=True)
+        )
+
+    return jax.lax.fori_loop(0, tiling.K // tiling.inputs, add, _zeros(tiling, firsts))
+
+
+def _times_int8(
+    tiling: Tiling, x_ref: Any, row_R: jax.Array, refs: Any, expert: jax.Array, firsts: tuple[jax.Array, ...]
+) -> tuple[jax.Array, ...]:
+    """The same for eight bits: widened tile by tile, and scaled at the end."""
+    values_ref, scale_ref = refs
+
+    def add(index: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        start = index * tiling.inputs
+        x_RK = _rows(tiling, x_ref, row_R, start, tiling.inputs)
+        return tuple(
+            total_RN + _dot(x_RK, _tile(tiling, values_ref, expert, first, start, tiling.inputs).astype(x_RK.dtype))
+            for total_RN, first in zip(sums, firsts, strict=True)
+        )
+
+    sums = jax.lax.fori_loop(0, tiling.K // tiling.inputs, add, _zeros(tiling, firsts))
+    return tuple(
+        total_RN * plt.load(scale_ref.at[expert, pl.ds(first, tiling.outputs)])[None]
+        for total_RN, first in zip(sums, firsts, strict=True)
+    )
+
+
+def _times_int4(
+    tiling: Tiling, x_ref: Any, row_R: jax.Array, refs: Any, expert: jax.Array, firsts: tuple[jax.Array, ...]
+) -> tuple[jax.Array, ...]:
+    """The same for four bits: a byte holds an input of the first half and one of the second, each group has a scale."""
+    values_ref, scale_ref = refs
+    half, groups = tiling.K // 2, scale_ref.shape[-1]
+    size = tiling.K // groups
+
+    def add(index: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        start = index * size
+        parts = [(_rows(tiling, x_ref, row_R, offset + start, size), offset // size + index) for offset in (0, half)]
+        added = []
+        for total_RN, first in zip(sums, firsts, strict=True):
+            packed_NK = _tile(tiling, values_ref, expert, first, start, size).astype(jnp.int32)
+            for (x_RK, group), number_NK in zip(parts, (packed_NK & 15, packed_NK >> 4), strict=True):
+                scale_N = plt.load(scale_ref.at[expert, pl.ds(first, tiling.outputs), group])
+                total_RN += _dot(x_RK, (number_NK - OFFSET).astype(x_RK.dtype)) * scale_N[None]
+            added.append(total_RN)
+        return tuple(added)
+
+    return jax.lax.fori_loop(0, half // size, add, _zeros(tiling, firsts))
+
+
+def _zeros(tiling: Tiling, firsts: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    return tuple(jnp.zeros((tiling.rows, tiling.outputs), jnp.float32) for _ in firsts)
+
+
+def _rows(tiling: Tiling, x_ref: Any, row_R: jax.Array, start: jax.Array, size: int) -> jax.Array:
+    """Some inputs of the block's rows; zeros where there is no row."""
+    column_K = start + jnp.arange(size, dtype=jnp.int32)
+    return plt.load(x_ref.at[row_R[:, None], column_K[None]], mask=(row_R < tiling.A)[:, None], other=0)
+
+
+def _tile(tiling: Tiling, ref: Any, expert: jax.Array, first: jax.Array, start: jax.Array, size: int) -> jax.Array:
+    return plt.load(ref.at[expert, pl.ds(first, tiling.outputs), pl.ds(start, size)])
+
+
+def _dot(x_RK: jax.Array, weight_NK: jax.Array) -> jax.Array:
+    exact = jax.lax.Precision.HIGHEST if x_RK.dtype == jnp.float32 else None
+    return plt.dot(x_RK, weight_NK.T, precision=exact)
