@@ -31,7 +31,7 @@ def constant(value: float, dtype: jnp.dtype, **axes: int) -> nnx.Param:
 
 def slice_axis(x: jax.Array, first: jax.Array, size: int, axis: int = 0) -> jax.Array:
     """`size` entries of an axis from `first` on, which a loop may vary: of a weight, or of a cache."""
-    if x.dtype == jnp.bfloat16:
+    if x.dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
         # XLA's CPU backend may slice bfloat16 by way of float32, and would move the widening of the whole array, which
         # does not depend on the loop, out of it.
         x, first = jax.lax.optimization_barrier((x, first))
