@@ -132,7 +132,7 @@ def _gate_up_kernel(tiling: Tiling, times: Any, row_ref: Any, expert_ref: Any, x
     def _() -> None:
         row_R = plt.load(row_ref.at[pl.ds(block * tiling.rows, tiling.rows)])
         gate_RN, up_RN = times(tiling, x_ref, row_R, weight_refs, expert, (first, tiling.N + first))
-        _store(tiling, out_ref, block, first, gelu(gate_RN.astype(out_ref.dtype)) * up_RN.astype(out_ref.dtype))
+        _store(tiling, out_ref, block, first, (gelu(gate_RN) * up_RN).astype(out_ref.dtype))
 
 
 def _down_kernel(tiling: Tiling, times: Any, row_ref: Any, expert_ref: Any, x_ref: Any, *refs: Any) -> None:

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from dgemma_jax.config import ModelConfig
@@ -137,11 +137,11 @@ def stack(rows: Sequence[Row], length: int, config: ModelConfig, fill: int) -> B
         both = row.prompt + row.answer
         tokens_BS[index, : len(both)] = both
 
-    def column(value: Callable[[Row], int]) -> jnp.ndarray:
-        return jnp.asarray([value(row) for row in rows], jnp.int32)
+    def column(value: Callable[[Row], int]) -> jax.Array:
+        return jax.device_put(np.asarray([value(row) for row in rows], np.int32))
 
     return Batch(
-        jnp.asarray(tokens_BS),
+        jax.device_put(tokens_BS),
         column(lambda row: len(row.prompt)),
         column(lambda row: len(row.answer)),
         column(lambda row: row.blocks(canvas)),
@@ -165,4 +165,4 @@ def _pictures(rows: Sequence[Row], tokens_BS: np.ndarray, config: ModelConfig) -
         counts = np.sum(position_IN2[..., 0] >= 0, axis=1) // cell
         slots = np.concatenate([image * (most // cell) + np.arange(count) for image, count in enumerate(counts)])
         soft_BS[index, tokens_BS[index] == config.image_token_id] = slots
-    return Pictures(jnp.asarray(patches_BINP), jnp.asarray(position_BIN2), jnp.asarray(soft_BS))
+    return Pictures(*map(jax.device_put, (patches_BINP, position_BIN2, soft_BS)))

@@ -66,16 +66,30 @@ class Trainer:
         trained, self.frozen = place(trained, mesh), place(frozen, mesh)
         average = jax.tree.map(jnp.copy, trained) if optimizer.average else None
         state = TrainState(trained, average, self.optimizer.init(trained), jnp.zeros((), jnp.int32))
-        self.state: TrainState = place(state, mesh)
+        self.state = place(state, mesh)
         self._places = None if mesh is None else jax.tree.map(lambda x: x.sharding, self.state)
+
+    @property
+    def state(self) -> TrainState:
+        """Everything that changes, as it stands."""
+        return jax.tree.unflatten(self._structure, self._leaves)
+
+    @state.setter
+    def state(self, state: TrainState) -> None:
+        # Kept as a list of arrays: to take the state apart at every call costs more than a GPU's step.
+        self._leaves, self._structure = jax.tree.flatten(state)
+        self._frozen_leaves, self._frozen_structure = jax.tree.flatten(self.frozen)
+        leaves, self._trained_structure = jax.tree.flatten(state.trained)
+        self._trained = len(leaves)
 
     def step(self, batch: Batch, objective: Objective) -> Metrics:
         """One batch. The noise depends on the seed and the number of the batch alone."""
         if self.mesh is not None:
             batch = by_row(batch, self.mesh)
         # Two programs: the update is compiled once, however many shapes of batches there are.
-        gradients, metrics = self._gradients(self.state.trained, self.frozen, batch, self.state.step, objective)
-        self.state = self._update(self.state, gradients)
+        trained, step = self._leaves[: self._trained], self._leaves[-1]
+        gradients, metrics = self._gradients(trained, self._frozen_leaves, batch, step, objective)
+        self._leaves = self._update(self._leaves, gradients)
         return metrics
 
     def evaluate(self, batch: Batch, objective: Objective, key: jax.Array) -> Metrics:
@@ -96,12 +110,21 @@ class Trainer:
 
     @functools.partial(jax.jit, static_argnums=(0, 5))
     def _gradients(
-        self, trained: Any, frozen: nnx.State, batch: Batch, step: jax.Array, objective: Objective
-    ) -> tuple[Any, Metrics]:
-        def objective_of(trained: Any) -> tuple[jax.Array, Metrics]:
-            return self._loss(trained, frozen, batch, jax.random.fold_in(self.key, step), objective)
+        self,
+        trained: list[jax.Array],
+        frozen: list[jax.Array],
+        batch: Batch,
+        step: jax.Array,
+        objective: Objective,
+    ) -> tuple[list[jax.Array], Metrics]:
+        start = jax.tree.unflatten(self._trained_structure, trained)
+        fixed = jax.tree.unflatten(self._frozen_structure, frozen)
 
-        return jax.grad(objective_of, has_aux=True)(trained)
+        def objective_of(trained: Any) -> tuple[jax.Array, Metrics]:
+            return self._loss(trained, fixed, batch, jax.random.fold_in(self.key, step), objective)
+
+        gradients, metrics = jax.grad(objective_of, has_aux=True)(start)
+        return jax.tree.leaves(gradients), metrics
 
     def _loss(
         self, trained: Any, frozen: nnx.State, batch: Batch, key: jax.Array, objective: Objective
@@ -110,7 +133,9 @@ class Trainer:
         return loss(nnx.merge(self.graphdef, params), batch, key, objective)
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-    def _update(self, state: TrainState, gradients: Any) -> TrainState:
+    def _update(self, leaves: list[jax.Array], gradient_leaves: list[jax.Array]) -> list[jax.Array]:
+        state: TrainState = jax.tree.unflatten(self._structure, leaves)
+        gradients = jax.tree.unflatten(self._trained_structure, gradient_leaves)
         updates, optimizer = self.optimizer.update(gradients, state.optimizer, state.trained)
         trained = optax.apply_updates(state.trained, updates)
         average, step = state.average, state.step + 1
@@ -119,4 +144,5 @@ class Trainer:
             whole = step % self.config.accumulate == 0  # nothing changes between two updates
             average = jax.tree.map(lambda new, old: jnp.where(whole, new, old), moved, average)
         state = TrainState(trained, average, optimizer, step)
-        return state if self._places is None else jax.lax.with_sharding_constraint(state, self._places)
+        state = state if self._places is None else jax.lax.with_sharding_constraint(state, self._places)
+        return jax.tree.leaves(state)
