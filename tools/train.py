@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dgemma_jax.training.host_memory import keep_freed_memory
 from tools import train_eval, train_export, train_sft
-from tools.options import count, positive
+from tools.options import count, positive, rate
 from tools.paths import DEMO
 
 
@@ -48,6 +48,7 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
     demo.add_argument("--steps", type=positive, default=12000, help="batches (default %(default)s)")
     demo.add_argument("--seed", type=int, default=0, help="of weights, data and noise (default %(default)s)")
     demo.add_argument("--initial", type=Path, help="demo checkpoint to begin with, in place of random weights")
+    demo.add_argument("--learning-rate", type=rate, default=8e-3, help="at its peak (default %(default)s)")
     demo.add_argument("--scale", type=positive, default=1, help="times as many rows in a batch; for a GPU, 8")
     demo.add_argument("--processes", type=count, default=0, help="making rows beside this one; for a GPU, one a core")
     demo.set_defaults(run=run_demo)
@@ -60,7 +61,9 @@ def run_demo(options: argparse.Namespace) -> int:
     from dgemma_jax.training.run_folder import copy_companions, fingerprint, remember, require_same
 
     initial = None if options.initial is None else options.initial.absolute()
-    wanted = DemoSettings(steps=options.steps, seed=options.seed, scale=options.scale)
+    wanted = DemoSettings(
+        steps=options.steps, seed=options.seed, scale=options.scale, learning_rate=options.learning_rate
+    )
     settings = {"kind": "demo", **dataclasses.asdict(wanted)}
     if initial is not None:
         settings["initial"] = fingerprint(initial)

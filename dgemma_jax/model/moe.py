@@ -4,6 +4,8 @@
                       flow, differentiable; E/X times the useful arithmetic. The plain twin of the others.
     expert_blocks     a loop over blocks of rows that share one expert; for CPUs. See `moe_blocks.py`.
     capacity_buckets  a batched product with room for the busiest expert; for GPUs and TPUs. See `moe_buckets.py`.
+    grouped_blocks    two kernels that read each expert's weights once, quantised ones as they lie; for NVIDIA GPUs.
+                      See `moe_grouped.py`.
     ragged_dot        only by name, where the compiler has a grouped kernel. See `moe_ragged.py`.
 
 Weights are stored once, in the published layout, which is also the layout the products read; the per-expert scale is
@@ -22,6 +24,7 @@ from dgemma_jax.model.expert_parallel import ExpertFunction, over_mesh
 from dgemma_jax.model.mlp import gelu
 from dgemma_jax.model.moe_blocks import expert_blocks
 from dgemma_jax.model.moe_buckets import capacity_buckets
+from dgemma_jax.model.moe_grouped import grouped_blocks, supports
 from dgemma_jax.model.moe_ragged import ragged_dot
 from dgemma_jax.model.parameter import einsum, weight
 from dgemma_jax.model.quantized import Quantized
@@ -61,15 +64,22 @@ BACKENDS: dict[str, ExpertFunction] = {
     "all_experts": all_experts,
     "expert_blocks": expert_blocks,
     "capacity_buckets": capacity_buckets,
+    "grouped_blocks": grouped_blocks,
     "ragged_dot": ragged_dot,
 }
 
 
-def choose_backend(config: TextConfig, platform: str) -> str:
-    """The backend for a device ("cpu", "gpu", ...): all experts unless that costs much more than the chosen ones."""
+def choose_backend(config: TextConfig, platform: str, *, quantized: bool = False) -> str:
+    """The backend for a device ("cpu", "gpu", ...): all experts unless that costs much more than the chosen ones.
+
+    On an H200 a layer of the 26B takes 0.52 ms with buckets and 0.59 with blocks; quantised, 3.0 and 0.47.
+    """
     if config.num_experts <= 4 * config.top_k_experts:
         return "all_experts"
-    return "expert_blocks" if platform == "cpu" else "capacity_buckets"
+    if platform == "cpu":
+        return "expert_blocks"
+    blocks = platform == "gpu" and quantized and supports(config.moe_intermediate_size, config.hidden_size)
+    return "grouped_blocks" if blocks else "capacity_buckets"
 
 
 class Experts(nnx.Module):

@@ -3,17 +3,21 @@
     busiest expert -> smallest capacity that holds it -> tokens gathered [E, R, D] -> products -> back [A, X, D]
 
 The capacity is chosen on the device by `lax.switch`, so nothing is ever dropped. Evenly spread tokens waste about
-half of the arithmetic; where reading the weights decides the time, as for one canvas, that costs nothing.
+half of the arithmetic; where reading the weights decides the time, as for one canvas, that costs nothing. Where many
+tokens crowd one expert, room for as many in all of them would cost much: on a GPU the blocks of `moe_grouped.py` then
+take over, which read the weights of crowded experts alone.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from dgemma_jax.model.mlp import gelu
+from dgemma_jax.model.moe_grouped import grouped_blocks, supports
 from dgemma_jax.model.parameter import einsum
 from dgemma_jax.model.quantized import Quantized
 from dgemma_jax.model.router import Routing
@@ -21,6 +25,8 @@ from dgemma_jax.model.router import Routing
 CAPACITIES = (8, 16, 32, 64, 128, 256, 512, 1024)
 EXPERTS_WIDENED = 8
 """Of quantised experts, how many are in full precision at a time."""
+CROWDED = 4
+"""Times the mean number of tokens of an expert, from which on it is crowded."""
 
 
 def capacity_buckets(x_AD: jax.Array, routing: Routing, gate_up_EFD: jax.Array, down_EDF: jax.Array) -> jax.Array:
@@ -32,9 +38,24 @@ def capacity_buckets(x_AD: jax.Array, routing: Routing, gate_up_EFD: jax.Array, 
     rank_AX = jnp.take_along_axis(so_far_ZE, expert_Z[:, None], axis=1).reshape(A, X) - 1
     # A token picks an expert once, so as many rows as tokens are always enough.
     sizes = (*(size for size in CAPACITIES if size < A), A)
+    runs: list[Callable[..., jax.Array]] = [functools.partial(_run, size) for size in sizes]
+    _, width, hidden = down_EDF.shape
+    if _on_gpu() and supports(hidden, width):
+        sizes = tuple(size for size in sizes if size <= max(CROWDED * A * X // E, CAPACITIES[0]))
+        runs = [*runs[: len(sizes)], _crowded]
     bucket = jnp.searchsorted(jnp.asarray(sizes), jnp.max(so_far_ZE[-1]))
-    runs = [functools.partial(_run, size) for size in sizes]
     return jax.lax.switch(bucket, runs, x_AD, routing, rank_AX, gate_up_EFD, down_EDF)
+
+
+def _on_gpu() -> bool:
+    return jax.default_backend() == "gpu"
+
+
+def _crowded(
+    x_AD: jax.Array, routing: Routing, rank_AX: jax.Array, gate_up_EFD: jax.Array, down_EDF: jax.Array
+) -> jax.Array:
+    """As `_run`, which needs the ranks."""
+    return grouped_blocks(x_AD, routing, gate_up_EFD, down_EDF)
 
 
 def _run(

@@ -32,8 +32,10 @@ LARGE_BLOCK_ROWS = 64
 """Of batches whose experts have more rows than that on average: the weights are then read less often."""
 OUTPUTS, INPUTS = 64, 128
 """Of a weight, the outputs that one program makes, and the inputs that it reads at a time."""
+WARPS, STAGES = 4, 3
+"""Threads of a program, in 32, and tiles that are being read at a time. Measured on an H200: docs/performance.md."""
 LEAST = 16
-"""Of what a tensor core multiplies."""
+"""Of what a tensor core multiplies, in each direction."""
 
 
 def grouped_blocks(x_AD: jax.Array, routing: Routing, gate_up_EFD: jax.Array, down_EDF: jax.Array) -> jax.Array:
@@ -42,8 +44,8 @@ def grouped_blocks(x_AD: jax.Array, routing: Routing, gate_up_EFD: jax.Array, do
     Raises:
         ValueError: sizes that do not divide into tiles of at least 16.
     """
-    A, D = x_AD.shape
-    blocks = _blocks(routing, gate_up_EFD.shape[0])
+    E, D = gate_up_EFD.shape[0], x_AD.shape[1]
+    blocks = _blocks(routing, E)
     hidden_ZF = _run(_gate_up_kernel, x_AD, blocks, gate_up_EFD, gate_up_EFD.shape[1] // 2, gather=True)
     out_ZD = _run(_down_kernel, hidden_ZF, blocks, down_EDF, D, gather=False)
     # A choice of another device's expert has no row.
@@ -83,17 +85,19 @@ def _blocks(routing: Routing, E: int) -> Blocks:
 
 
 def supports(hidden: int, width: int) -> bool:
-    """Whether matrices of these sizes can be cut into tiles."""
-    return all(math.gcd(size, limit) >= LEAST for size in (hidden, width) for limit in (OUTPUTS, INPUTS))
+    """Whether experts of these sizes, full or quantised, can be cut into tiles."""
+    return all(math.gcd(size // 2, LEAST) == LEAST for size in (hidden, width))
 
 
-def _run(kernel: Callable[..., None], x_ZK: jax.Array, blocks: Blocks, weight: Any, N: int, *, gather: bool) -> jax.Array:
+def _run(
+    kernel: Callable[..., None], x_ZK: jax.Array, blocks: Blocks, weight: Any, N: int, *, gather: bool
+) -> jax.Array:
     """One kernel over all blocks and all tiles of `N` outputs: [J * R, N] in the type of `x`."""
     E, K = weight.shape[0], weight.shape[-1]
     (J,), rows = blocks.expert_J.shape, len(blocks.token_Z) // len(blocks.expert_J)
     outputs, inputs = math.gcd(N, OUTPUTS), math.gcd(K, INPUTS)
     if min(outputs, inputs) < LEAST:
-        raise ValueError(f"grouped_blocks needs sizes that are multiples of {LEAST}, found {N} outputs, {K} inputs")
+        raise ValueError(f"grouped_blocks needs multiples of {LEAST}, found a matrix of {N} outputs and {K} inputs")
     tiling = Tiling(E, J, rows, outputs, inputs, K, N, len(x_ZK))
     parts = _parts(weight, tiling)
     call = pl.pallas_call(
@@ -101,14 +105,15 @@ def _run(kernel: Callable[..., None], x_ZK: jax.Array, blocks: Blocks, weight: A
         out_shape=jax.ShapeDtypeStruct((J * rows, N), x_ZK.dtype),
         grid=(J * (N // outputs),),
         compiler_params=plt.CompilerParams(num_warps=WARPS, num_stages=STAGES),
-        interpret=jax.default_backend() != "gpu",
+        interpret=_interpreted(),
         name="experts",
     )
     row_Z = blocks.token_Z if gather else jnp.arange(J * rows, dtype=jnp.int32)
     return call(row_Z, blocks.expert_J, x_ZK, *parts.arrays)
 
 
-WARPS, STAGES = 4, 4
+def _interpreted() -> bool:
+    return jax.default_backend() != "gpu"
 
 
 class Tiling(NamedTuple):

@@ -18,7 +18,7 @@ from dgemma_jax.model.moe import BACKENDS, choose_backend
 from dgemma_jax.model.router import Router, Routing
 from serve.config import ServeConfig
 
-E, D, F = 7, 12, 5
+E, D, F = 7, 16, 16
 COMPILED = {name: jax.jit(backend) for name, backend in BACKENDS.items()}
 
 
@@ -101,7 +101,7 @@ def test_experts_permuted_together_with_the_router_change_nothing(backend: str) 
     permuted.proj_ED[...] = router.proj_ED[...][order]
     permuted.per_expert_scale_E[...] = router.per_expert_scale_E[...][order]
     x_AD = numbers(5, 20, 32)
-    gate_up, down = numbers(6, 6, 8, 32), numbers(7, 6, 32, 4)
+    gate_up, down = numbers(6, 6, 32, 32), numbers(7, 6, 32, 16)
     run = BACKENDS[backend]
     wanted = run(x_AD, router(x_AD), gate_up, down)
     found = run(x_AD, permuted(x_AD), gate_up[order], down[order])
@@ -113,6 +113,8 @@ def test_the_backend_is_chosen_by_device_and_by_what_all_experts_would_waste() -
     assert choose_backend(DIFFUSION_GEMMA_26B_A4B.text, "cpu") == "expert_blocks"
     assert choose_backend(few, "cpu") == choose_backend(few, "gpu") == "all_experts"
     assert choose_backend(DIFFUSION_GEMMA_26B_A4B.text, "gpu") == "capacity_buckets"
+    assert choose_backend(DIFFUSION_GEMMA_26B_A4B.text, "gpu", quantized=True) == "grouped_blocks"
+    assert choose_backend(DIFFUSION_GEMMA_26B_A4B.text, "tpu", quantized=True) == "capacity_buckets"
 
 
 def test_the_flags_of_the_server_name_all_backends_and_kinds_of_weights() -> None:

@@ -78,7 +78,7 @@ def clear_of_edges(text: TextModel, x_BLD: jax.Array, heat_B: jax.Array) -> jax.
     ("vocabulary", "spread"), [(7, 0.5), (32, 6.0), (100, 6.0), (1024, 0.5), (1025, 6.0), (1500, 0.5)]
 )
 def test_it_equals_the_materialised_pass(vocabulary: int, spread: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming, "TILE", 256)
+    monkeypatch.setitem(streaming.TILES, "cpu", 256)
     text = scaled(text_model(vocabulary), spread)
     x_BLD, heat_B = states(2, 1.0), jnp.array([0.8, 0.4])
     plain, streamed = both(text, x_BLD, heat_B, clear_of_edges(text, x_BLD, heat_B))
@@ -91,7 +91,7 @@ def test_it_equals_the_materialised_pass(vocabulary: int, spread: float, monkeyp
 
 def test_in_bfloat16_it_is_as_near_to_float32_as_the_materialised_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """The two round at different places, as the compiler decides for each: both are held to what neither rounds."""
-    monkeypatch.setattr(streaming, "TILE", 256)
+    monkeypatch.setitem(streaming.TILES, "cpu", 256)
     text, x_BLD, heat_B = scaled(text_model(1500, "bfloat16"), 3.0), states(2, 1.0, "bfloat16"), jnp.array([0.8, 0.4])
     half = jnp.full((2, L), 0.5)
     found = both(text, x_BLD, heat_B, half)
@@ -109,7 +109,7 @@ def test_in_bfloat16_it_is_as_near_to_float32_as_the_materialised_pass(monkeypat
 
 def test_impossible_tokens_are_never_drawn_and_all_possible_ones_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """Frozen to a few tokens, all others have probability zero; numbers at both ends and everywhere between."""
-    monkeypatch.setattr(streaming, "TILE", 256)
+    monkeypatch.setitem(streaming.TILES, "cpu", 256)
     text = scaled(text_model(1500), 20.0)
     x_BLD, heat_B = jnp.broadcast_to(states(1, 1.0)[:, :1], (1, 4096, D)), jnp.array([0.05])
     numbers = np.linspace(0, 1 - 2**-24, 4096, dtype=np.float32)[None]
@@ -122,7 +122,7 @@ def test_impossible_tokens_are_never_drawn_and_all_possible_ones_are(monkeypatch
 
 def test_draws_come_as_often_as_their_probability_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """Evenly spaced numbers: each token's share is exact to one draw, across tiles and groups."""
-    monkeypatch.setattr(streaming, "TILE", 64)
+    monkeypatch.setitem(streaming.TILES, "cpu", 64)
     text = scaled(text_model(150), 1.0)
     x_BLD, heat_B = jnp.broadcast_to(states(1, 1.0)[:, :1], (1, 8000, D)), jnp.array([0.8])
     numbers = jnp.asarray((np.arange(8000)[None] + 0.5) / 8000, jnp.float32)
@@ -133,7 +133,7 @@ def test_draws_come_as_often_as_their_probability_says(monkeypatch: pytest.Monke
 
 
 def test_of_equally_likely_tokens_the_first_is_the_argmax(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming, "TILE", 64)
+    monkeypatch.setitem(streaming.TILES, "cpu", 64)
     text = text_model(150)
     text.embedding_VD[...] = jnp.zeros((150, D)).at[jnp.array([30, 70, 140])].set(1.0)
     x_BLD = jnp.abs(states(1, 1.0))
@@ -194,7 +194,7 @@ def test_after_the_last_step_there_is_no_expected_embedding_but_all_else() -> No
 
 
 def test_a_row_is_the_same_alone_and_in_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming, "TILE", 32)
+    monkeypatch.setitem(streaming.TILES, "cpu", 32)
     model = dgemma_jax.load(reading.FOLDER / "text_only", dtype="float32", backend="all_experts", head="streaming")
     prompts, steps = np.arange(10).reshape(2, 5) + 20, 4
     both_rows = model.generate(prompts, 16, seed=[3, 4], max_denoising_steps=steps).tokens

@@ -50,22 +50,26 @@ SAVE_SECONDS = 120.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DemoSettings:
-    """What decides the weights. `scale`: how many times the rows of `BUCKETS` a batch has, for devices with room."""
+    """What decides the weights. `scale`: how many times the rows of `BUCKETS` a batch has, for devices with room.
+
+    `learning_rate`: at its peak. A run that goes on from a trained checkpoint wants less.
+    """
 
     steps: int
     seed: int = 0
     scale: int = 1
+    learning_rate: float = 8e-3
 
 
-def demo_optimizer(steps: int) -> OptimizerConfig:
+def demo_optimizer(settings: DemoSettings) -> OptimizerConfig:
     """Muon, falling straight to zero from its peak, and the average of the weights that is shipped.
 
     Most is learned while the rate falls: a run that holds it first learns less in the same time.
     """
     return OptimizerConfig(
-        steps=steps,
+        steps=settings.steps,
         name="muon",
-        learning_rate=8e-3,
+        learning_rate=settings.learning_rate,
         warmup=100,
         schedule="hold",
         final=0.0,
@@ -78,14 +82,14 @@ def demo_optimizer(steps: int) -> OptimizerConfig:
     )
 
 
-def demo_trainer(config: ModelConfig, steps: int, seed: int, initial: Path | None = None) -> Trainer:
+def demo_trainer(config: ModelConfig, settings: DemoSettings, initial: Path | None = None) -> Trainer:
     """A model in float32, computing in bfloat16, as it is shipped and served: a fresh one, or the one in `initial`."""
     if initial is None:
-        model = DiffusionGemma(config, nnx.Rngs(seed), jnp.dtype("float32"))
+        model = DiffusionGemma(config, nnx.Rngs(settings.seed), jnp.dtype("float32"))
     else:
         model = nnx.merge(*load_parameters(initial, config, jnp.dtype("float32"), "all_experts"))
     graphdef, trained, frozen = nnx.split(model, _is_trained, ...)  # type: ignore[misc]
-    return Trainer(graphdef, trained, frozen, demo_optimizer(steps), seed=seed, dtype="bfloat16")
+    return Trainer(graphdef, trained, frozen, demo_optimizer(settings), seed=settings.seed, dtype="bfloat16")
 
 
 def _is_trained(path: tuple, _: object) -> bool:
@@ -103,7 +107,7 @@ class DemoRun:
         self.out, self.steps = out, settings.steps
         tokenizer = Tokenizer.from_folder(out)
         self.config, self.generation = demo_config(tokenizer), demo_generation(tokenizer)
-        self.trainer = demo_trainer(self.config, settings.steps, settings.seed, initial)
+        self.trainer = demo_trainer(self.config, settings, initial)
         self.checkpoints = RunCheckpoints(out / "training")
         self.seconds, self.examples, position = 0.0, 0, None
         if self.checkpoints.latest is not None:

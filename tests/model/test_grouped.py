@@ -1,0 +1,128 @@
+"""The grouped kernels of experts: interpreted here, lowered for NVIDIA GPUs, and where buckets hand over to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh
+from tolerances import ROUNDING
+
+from dgemma_jax.config import DIFFUSION_GEMMA_26B_A4B
+from dgemma_jax.model import moe_buckets, moe_grouped
+from dgemma_jax.model.moe import all_experts
+from dgemma_jax.model.moe_buckets import capacity_buckets
+from dgemma_jax.model.moe_grouped import grouped_blocks, supports
+from dgemma_jax.model.quantized import Quantized
+from dgemma_jax.model.router import Routing
+
+E, D, F = 6, 32, 32
+
+
+def numbers(seed: int, *shape: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape) * shape[-1] ** -0.5, jnp.float32)
+
+
+def routing_of(experts: np.ndarray) -> Routing:
+    weights = np.random.default_rng(0).uniform(0.1, 2, experts.shape)
+    return Routing(jnp.asarray(experts, jnp.int32), jnp.asarray(weights, jnp.float32), jnp.zeros((len(experts), E)))
+
+
+def crowded(tokens: int) -> Routing:
+    """Every token chooses expert 0, and another one."""
+    others = 1 + np.arange(tokens) % (E - 1)
+    return routing_of(np.stack([np.zeros(tokens, int), others], axis=1))
+
+
+@pytest.mark.parametrize("tokens", [1, 40, 150])
+def test_an_expert_with_several_blocks_and_one_with_none_are_summed_alike(tokens: int) -> None:
+    x_AD, gate_up, down = numbers(1, tokens, D), numbers(2, E, 2 * F, D), numbers(3, E, D, F)
+    for routing in (crowded(tokens), routing_of(np.tile([2, 4], (tokens, 1)))):
+        found = grouped_blocks(x_AD, routing, gate_up, down)
+        np.testing.assert_allclose(found, all_experts(x_AD, routing, gate_up, down), rtol=0, atol=ROUNDING)
+
+
+def test_a_token_does_not_notice_the_others() -> None:
+    """To the bit, whatever blocks the others fill."""
+    x_AD, gate_up, down = numbers(1, 90, D), numbers(2, E, 2 * F, D), numbers(3, E, D, F)
+    routing = crowded(90)
+    few = Routing(*(part[:20] for part in routing))
+    whole, part = grouped_blocks(x_AD, routing, gate_up, down), grouped_blocks(x_AD[:20], few, gate_up, down)
+    np.testing.assert_array_equal(whole[:20], part)
+
+
+def test_choices_of_experts_elsewhere_count_for_nothing() -> None:
+    x_AD, gate_up, down = numbers(1, 30, D), numbers(2, E, 2 * F, D), numbers(3, E, D, F)
+    routing = crowded(30)
+    here = routing.expert_AX < 3
+    local = routing._replace(
+        expert_AX=jnp.where(here, routing.expert_AX, 3), weight_AX=jnp.where(here, routing.weight_AX, 0)
+    )
+    wanted = all_experts(x_AD, routing._replace(weight_AX=local.weight_AX), gate_up, down)
+    np.testing.assert_allclose(grouped_blocks(x_AD, local, gate_up[:3], down[:3]), wanted, rtol=0, atol=ROUNDING)
+
+
+def test_matrices_that_cannot_be_cut_are_refused_with_their_sizes() -> None:
+    assert supports(704, 2816) and not supports(24, 64)
+    with pytest.raises(ValueError, match="multiples of 16, found a matrix of 5 outputs and 32 inputs"):
+        grouped_blocks(numbers(1, 4, D), crowded(4), numbers(2, E, 10, D), numbers(3, E, D, 5))
+
+
+def test_on_a_gpu_buckets_leave_crowded_experts_to_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    x_AD, gate_up, down = numbers(1, 150, D), numbers(2, E, 2 * F, D), numbers(3, E, D, F)
+    even = routing_of(np.stack([np.arange(150) % E, (np.arange(150) + 1) % E], axis=1))
+    used: list[int] = []
+
+    def watched(*arguments: jax.Array) -> jax.Array:
+        jax.debug.callback(lambda: used.append(1))
+        return grouped_blocks(*arguments)
+
+    monkeypatch.setattr(moe_buckets, "grouped_blocks", watched)
+    monkeypatch.setattr(moe_buckets, "CROWDED", 2)
+    monkeypatch.setattr(moe_buckets, "_on_gpu", lambda: True)
+    for routing, times in ((even, 0), (crowded(150), 1)):
+        found = jax.block_until_ready(capacity_buckets(x_AD, routing, gate_up, down))
+        jax.effects_barrier()
+        assert len(used) == times
+        np.testing.assert_allclose(found, all_experts(x_AD, routing, gate_up, down), rtol=0, atol=ROUNDING)
+
+
+@pytest.fixture
+def a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A GPU to lower for, which newer versions of JAX want to know."""
+    monkeypatch.setattr(moe_grouped, "_interpreted", lambda: False)
+    device = getattr(jax.sharding, "AbstractDevice", None)
+    if device is None:
+        context = nullcontext()
+    else:
+        described = device("NVIDIA H200", 132, "gpu")
+        context = jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=described))
+    with context:
+        yield
+
+
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
+@pytest.mark.parametrize("kind", ["bfloat16", "int8", "int4"])
+def test_both_kernels_of_the_published_sizes_lower_for_cuda_without_a_device(kind: str, a_gpu: None) -> None:
+    config = DIFFUSION_GEMMA_26B_A4B.text
+    experts, width, hidden = config.num_experts, config.hidden_size, config.moe_intermediate_size
+
+    def weight(outputs: int, inputs: int) -> jax.ShapeDtypeStruct | Quantized:
+        if kind == "bfloat16":
+            return jax.ShapeDtypeStruct((experts, outputs, inputs), jnp.bfloat16)
+        if kind == "int8":
+            scale = jax.ShapeDtypeStruct((experts, outputs), jnp.float32)
+            return Quantized(jax.ShapeDtypeStruct((experts, outputs, inputs), jnp.int8), scale, 8)
+        groups = inputs // (64 if inputs % 128 == 0 else 32)
+        scale = jax.ShapeDtypeStruct((experts, outputs, groups), jnp.bfloat16)
+        return Quantized(jax.ShapeDtypeStruct((experts, outputs, inputs // 2), jnp.uint8), scale, 4)
+
+    chosen = jax.ShapeDtypeStruct((256, config.top_k_experts), jnp.int32)
+    routing = Routing(chosen, jax.ShapeDtypeStruct(chosen.shape, jnp.float32), jax.ShapeDtypeStruct((), jnp.float32))
+    x_AD = jax.ShapeDtypeStruct((256, width), jnp.bfloat16)
+    traced = jax.jit(grouped_blocks).trace(x_AD, routing, weight(2 * hidden, width), weight(width, hidden))
+    assert traced.lower(lowering_platforms=("cuda",)).as_text().count("triton") == 2
