@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dgemma_jax.buckets import PREFILL_CHUNK, chunks
 from dgemma_jax.engine import programs
@@ -20,7 +20,7 @@ class Reading:
 
     def __init__(self, model: Model, plan: Plan, store: PrefixStore) -> None:
         self._model, self._plan, self._store = model, plan, store
-        self._soft_1TD: jax.Array | None = None
+        self._soft_1TD: np.ndarray | None = None
         text, capacity = model.config.text, model.capacity(plan.length + model.config.canvas_length)
         found = store.find(plan.keys_T, plan.ends, plan.images is not None)
         self.cached = 0 if found is None else found.length
@@ -53,7 +53,7 @@ class Reading:
         soft = None if self._soft_1TD is None else self._soft_1TD[:, start:end]
         if soft is None and self._plan.images is not None:
             # All images came from the store. The pass is still the one that knows images: the same arithmetic.
-            soft = jnp.zeros((1, end - start, self._model.config.text.hidden_size), self._model.dtype)
+            soft = np.zeros((1, end - start, self._model.config.text.hidden_size), self._model.dtype)
         self.cache = self._model.extend(self.cache, self._plan.tokens_1T[:, start:end], soft)
         self._at += 1
         if self._worth_keeping(end):
