@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 
 from dgemma_jax import cache as kv
 from dgemma_jax import compiled
-from dgemma_jax.buckets import PREFILL_CHUNK, capacity_bucket, chunks, image_groups, patch_bucket, prefill_bucket
+from dgemma_jax.buckets import capacity_bucket, chunks, image_groups, patch_bucket, prefill_bucket, prefill_chunk
 from dgemma_jax.checkpoint.load import load_parameters
 from dgemma_jax.checkpoint.quantize import KINDS, Kind, quantize_parameters
 from dgemma_jax.config import ConfigError, GenerationConfig, ModelConfig, ProcessorConfig
@@ -70,7 +70,7 @@ class Model:
         is_soft_BT = tokens_BT == self.config.image_token_id
         soft_BTD = None if images is None else self.soft_tokens(is_soft_BT, *images)
         cache = self.empty_cache(rows, self.capacity(length + self.config.canvas_length))
-        for start, end in chunks(length, PREFILL_CHUNK, None if images is None else is_soft_BT):
+        for start, end in chunks(length, self.chunk, None if images is None else is_soft_BT):
             cache = self.extend(cache, tokens_BT[:, start:end], None if soft_BTD is None else soft_BTD[:, start:end])
         return cache
 
@@ -147,6 +147,11 @@ class Model:
         tokens, count_B = jnp.asarray(np.pad(tokens_BT, padding), jnp.int32), jnp.full(rows, length, jnp.int32)
         soft = None if soft_BTD is None else jnp.asarray(np.pad(soft_BTD, (*padding, (0, 0))))
         return compiled.encode(self.graphdef, self.params, cache, tokens, count_B, soft)
+
+    @property
+    def chunk(self) -> int:
+        """Tokens of one pass over a prompt at most."""
+        return prefill_chunk(self.config.canvas_length, jax.default_backend())
 
     def soft_tokens(self, is_soft_BT: np.ndarray, patches_INP: np.ndarray, positions_IN2: np.ndarray) -> np.ndarray:
         """Soft tokens of all images, each where its image token is: [B, T, D]; other places mean nothing.

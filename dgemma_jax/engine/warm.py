@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import jax
 import numpy as np
 
-from dgemma_jax.buckets import PREFILL_BUCKETS, image_groups, patch_bucket
+from dgemma_jax.buckets import PREFILL_BUCKETS, image_groups, patch_bucket, prefill_bucket
 from dgemma_jax.engine import programs
 from dgemma_jax.engine.batch import Batch
 from dgemma_jax.engine.device import ModelDevice
@@ -134,16 +134,19 @@ def _canvases(device: ModelDevice, options: SamplingOptions) -> Iterator[Part]:
 
 def _passes(device: ModelDevice) -> Iterator[Part]:
     """Passes over prompts, with and without images, and copies."""
-    model = device.model
+    model, canvas = device.model, device.model.config.canvas_length
+    words = prefill_bucket(model.chunk, canvas)
+    processor = model.processor
+    seen = 0 if processor is None else max(processor.video_max_soft_tokens, *soft_token_budgets(processor))
+    whole = prefill_bucket(max(model.chunk, seen), canvas)  # an image is never cut
     for capacity in _fitting(device):
-        for size in sorted({model.config.canvas_length, *PREFILL_BUCKETS}):
+        for size in sorted({canvas, *PREFILL_BUCKETS}):
             line = f"prompt pass of {size} tokens, {capacity} positions"
-            if size <= capacity:
+            if size <= min(capacity, words):
                 yield Part(line, functools.partial(_pass, model, size, capacity, False), capacity)
-            if size <= capacity and model.config.vision is not None:
-                yield Part(
-                    f"{line}, with images", functools.partial(_pass, model, size, capacity, True), capacity, "images"
-                )
+            if size <= min(capacity, whole) and model.config.vision is not None:
+                work = functools.partial(_pass, model, size, capacity, True)
+                yield Part(f"{line}, with images", work, capacity, "images")
         yield Part(f"copies of {capacity} positions", functools.partial(_arrange, device, capacity), capacity)
 
 

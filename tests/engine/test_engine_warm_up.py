@@ -22,8 +22,7 @@ def small_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dgemma_jax.buckets.SMALLEST_CAPACITY", 64)
     monkeypatch.setattr("dgemma_jax.buckets.PREFILL_BUCKETS", (16,))
     monkeypatch.setattr("dgemma_jax.engine.warm.PREFILL_BUCKETS", (16,))
-    for module in ("pretrained", "engine.plan", "engine.reading"):
-        monkeypatch.setattr(f"dgemma_jax.{module}.PREFILL_CHUNK", 16)
+    monkeypatch.setattr("dgemma_jax.pretrained.prefill_chunk", lambda canvas_length, platform: 16)
 
 
 @pytest.fixture
