@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 import threading
 import time
@@ -26,7 +27,9 @@ from dgemma_jax.sampling.options import PLAIN, SamplingOptions
 
 logger = logging.getLogger(__name__)
 _MOST_IMAGES = 4
-"""Images of the usual size in one prompt that are compiled for; more than that are rare."""
+_MOST_PATCHES = 4096
+"""What is compiled ahead for images: so many of the usual size in a prompt, so many patches together. Each program is
+run once, and beyond that it would be in the way of the first requests for too long."""
 
 
 def capacities(budget: Budget, canvas_length: int) -> list[int]:
@@ -162,7 +165,7 @@ def _images(device: ModelDevice) -> Iterator[Part]:
         patches = patch_bucket(budget * vision.patches_per_soft_token, vision.patches_per_soft_token)
         sizes |= {(patches, group) for n in range(1, most + 1) for *_, group in image_groups(n, patches)}
     smallest = min(_fitting(device))
-    for patches, images in sorted(sizes):
+    for patches, images in sorted(size for size in sizes if math.prod(size) <= _MOST_PATCHES):
         work = functools.partial(_see, model, images, patches)
         yield Part(f"{images} images of {patches} patches", work, smallest, "images")
 
