@@ -5,12 +5,22 @@ from __future__ import annotations
 import numpy as np
 
 PREFILL_CHUNK = 1024
+CPU_CHUNK = 128
 PREFILL_BUCKETS = (128, 512, PREFILL_CHUNK)
 SMALLEST_CAPACITY = 512
 CAPACITY_STEP = 4
 SOFT_TOKEN_BUCKETS = (16, 70, 140, 280, 560, 1120)
 MOST_PATCHES = 16384
 """Patches that go through the vision tower at once; the attention of large images takes gigabytes."""
+
+
+def prefill_chunk(canvas_length: int, platform: str) -> int:
+    """Tokens of one pass over a prompt at most; what runs beside it waits for one pass at a time.
+
+    On a CPU as many as a canvas has, so that a pass takes about as long as a step, and at least `CPU_CHUNK`: long
+    passes are slower there, token for token, because their scores and hidden states leave the cache.
+    """
+    return max(CPU_CHUNK, canvas_length) if platform == "cpu" else PREFILL_CHUNK
 
 
 def prefill_bucket(length: int, canvas_length: int) -> int:

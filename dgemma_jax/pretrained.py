@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 
 from dgemma_jax import cache as kv
 from dgemma_jax import compiled
-from dgemma_jax.buckets import PREFILL_CHUNK, capacity_bucket, chunks, image_groups, patch_bucket, prefill_bucket
+from dgemma_jax.buckets import capacity_bucket, chunks, image_groups, patch_bucket, prefill_bucket, prefill_chunk
 from dgemma_jax.checkpoint.load import load_parameters
 from dgemma_jax.checkpoint.quantize import KINDS, Kind, quantize_parameters
 from dgemma_jax.config import ConfigError, GenerationConfig, ModelConfig, ProcessorConfig
@@ -26,7 +26,7 @@ from dgemma_jax.model.moe import BACKENDS, choose_backend
 from dgemma_jax.prompt.tokenizer import Tokenizer
 from dgemma_jax.sampling.heads import HEADS, choose_head
 from dgemma_jax.sampling.options import PLAIN, SamplingOptions
-from dgemma_jax.sharding import cache_sharding, make_mesh
+from dgemma_jax.sharding import cache_sharding, fetch, make_mesh
 from dgemma_jax.training.lora import merge as merge_adapter
 from dgemma_jax.training.lora import read as read_adapter
 
@@ -70,7 +70,7 @@ class Model:
         is_soft_BT = tokens_BT == self.config.image_token_id
         soft_BTD = None if images is None else self.soft_tokens(is_soft_BT, *images)
         cache = self.empty_cache(rows, self.capacity(length + self.config.canvas_length))
-        for start, end in chunks(length, PREFILL_CHUNK, None if images is None else is_soft_BT):
+        for start, end in chunks(length, self.chunk, None if images is None else is_soft_BT):
             cache = self.extend(cache, tokens_BT[:, start:end], None if soft_BTD is None else soft_BTD[:, start:end])
         return cache
 
@@ -140,16 +140,24 @@ class Model:
             cache = compiled.grow(cache, self.capacity(needed), self.config.text.sliding_window)
         return self.extend(cache, tokens_BT, None)
 
-    def extend(self, cache: kv.Cache, tokens_BT: np.ndarray, soft_BTD: jax.Array | None) -> kv.Cache:
+    def extend(self, cache: kv.Cache, tokens_BT: np.ndarray, soft_BTD: np.ndarray | None) -> kv.Cache:
         """One pass of `prefill`: reads tokens that fit into a cache, which is used up."""
         rows, length = tokens_BT.shape
         padding = ((0, 0), (0, prefill_bucket(length, self.config.canvas_length) - length))
         tokens, count_B = jnp.asarray(np.pad(tokens_BT, padding), jnp.int32), jnp.full(rows, length, jnp.int32)
-        soft = None if soft_BTD is None else jnp.pad(soft_BTD, (*padding, (0, 0)))
+        soft = None if soft_BTD is None else jnp.asarray(np.pad(soft_BTD, (*padding, (0, 0))))
         return compiled.encode(self.graphdef, self.params, cache, tokens, count_B, soft)
 
-    def soft_tokens(self, is_soft_BT: np.ndarray, patches_INP: np.ndarray, positions_IN2: np.ndarray) -> jax.Array:
-        """Soft tokens of all images, each where its image token is: [B, T, D]; other places mean nothing."""
+    @property
+    def chunk(self) -> int:
+        """Tokens of one pass over a prompt at most."""
+        return prefill_chunk(self.config.canvas_length, jax.default_backend())
+
+    def soft_tokens(self, is_soft_BT: np.ndarray, patches_INP: np.ndarray, positions_IN2: np.ndarray) -> np.ndarray:
+        """Soft tokens of all images, each where its image token is: [B, T, D]; other places mean nothing.
+
+        On the host: on a device, putting them in place would be compiled anew for every length of a prompt.
+        """
         assert self.config.vision is not None, "there are no patches without a vision tower"
         cell = self.config.vision.patches_per_soft_token
         missing = patch_bucket(patches_INP.shape[1], cell) - patches_INP.shape[1]
@@ -159,12 +167,15 @@ class Model:
         for start, end, size in image_groups(*patches_INP.shape[:2]):
             # The last image again and again fills the group; its further soft tokens come last and are cut off.
             places = np.minimum(np.arange(start, start + size), end - 1)
-            patches, positions = jnp.asarray(patches_INP[places]), jnp.asarray(positions_IN2[places], jnp.int32)
-            soft_ZD = compiled.soft_tokens(self.graphdef, self.params, patches, positions)
+            soft_ZD = self.see(patches_INP[places], positions_IN2[places])
             made.append(soft_ZD[: int(np.sum(np.any(positions_IN2[start:end] != -1, axis=-1))) // cell])
-        soft_ZD = jnp.concatenate(made)
         index_BT = np.maximum(np.cumsum(is_soft_BT).reshape(is_soft_BT.shape) - 1, 0)
-        return jnp.take(soft_ZD, index_BT, axis=0)
+        return np.concatenate(made)[index_BT]
+
+    def see(self, patches_INP: np.ndarray, positions_IN2: np.ndarray) -> np.ndarray:
+        """Images through the vision tower together: all their soft tokens in order, [I * M, D], padding last."""
+        patches, positions = jnp.asarray(patches_INP), jnp.asarray(positions_IN2, jnp.int32)
+        return fetch(compiled.soft_tokens(self.graphdef, self.params, patches, positions))
 
     def _check_canvas(self, cache: kv.Cache, canvas: ArrayLike) -> np.ndarray:
         tokens_BL = check_tokens("canvas", canvas, self.config.text.vocab_size)

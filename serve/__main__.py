@@ -170,9 +170,11 @@ def _follow(config: ServeConfig) -> int:
     """Does what the first process does, until it sends this one home; returns the exit status."""
     import dgemma_jax
     from dgemma_jax.engine import follow
+    from serve.dtype import choose_dtype
 
     folder = _prepare(config)
-    model = dgemma_jax.load(folder, dtype=config.dtype, lora=config.lora, mesh=config.mesh, backend=config.moe_backend)
+    dtype = choose_dtype(config.dtype, folder)
+    model = dgemma_jax.load(folder, dtype=dtype, lora=config.lora, mesh=config.mesh, backend=config.moe_backend)
     try:
         follow(model)
     except Exception:
@@ -218,7 +220,7 @@ def _load(config: ServeConfig) -> CheckpointEngine:
             reuse=config.prefix_reuse,
             apart=config.rows_apart,
         )
-        logger.info("loaded %s as %s on %s", config.checkpoint, config.dtype, engine.devices)
+        logger.info("loaded %s as %s on %s", config.checkpoint, engine.dtype, engine.devices)
         logger.info(
             "%d requests at once, of at most %d tokens each (--slots, --max-model-len, --kv-memory)",
             engine.slots,

@@ -10,7 +10,7 @@ from aiohttp import web
 from msgspec import Struct
 
 from serve import bodies
-from serve.handlers import CONFIG
+from serve.handlers import CONFIG, ENGINE
 
 _API = "v1"
 _PROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
@@ -60,7 +60,7 @@ async def metadata(request: web.Request) -> web.Response:
             version=release(),
             model_info=[ModelInfo(name, folder) for name in config.names],
             license_info=LicenseInfo("Apache-2.0", "https://www.apache.org/licenses/LICENSE-2.0"),
-            selected_model_profile_id=config.dtype,
+            selected_model_profile_id=request.app[ENGINE].dtype,
         )
     )
 

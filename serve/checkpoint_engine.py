@@ -25,6 +25,7 @@ from dgemma_jax.prompt.tokenizer import AUDIO_TOKENS, MEDIA_TOKENS, Tokenizer
 from dgemma_jax.sharding import describe
 from serve.checkpoint_jobs import event_of, request_of
 from serve.checkpoint_text import CheckpointText
+from serve.dtype import choose_dtype
 from serve.engine import (
     Call,
     Detail,
@@ -55,6 +56,7 @@ class CheckpointEngine:
     ) -> None:
         self.max_model_len = engine.positions
         self.slots = engine.slots
+        self.dtype = model.dtype.name
         self._model = model
         self._engine = engine
         self._tokenizer = tokenizer
@@ -96,7 +98,8 @@ class CheckpointEngine:
     ) -> CheckpointEngine:
         """Loads model, tokenizer and chat template; `lora` is the folder of an adapter to add.
 
-        `mesh`, `backend` and `quantize` are as for `dgemma_jax.load`, `limits` as for `dgemma_jax.Engine`.
+        `dtype` may be "auto"; it, `mesh`, `backend` and `quantize` are as for `dgemma_jax.load`, `limits` as for
+        `dgemma_jax.Engine`.
 
         Raises:
             ValueError, OSError: the folder is not a checkpoint that can chat, the adapter is not for it, or the memory
@@ -112,6 +115,7 @@ class CheckpointEngine:
         template = ChatTemplate.from_folder(folder)
         tokenizer = Tokenizer.from_folder(folder)
         tokenizer.require()
+        dtype = choose_dtype(dtype, folder)
         model = dgemma_jax.load(folder, dtype=dtype, lora=lora, mesh=mesh, backend=backend, quantize=quantize)
         return cls(model, tokenizer, template, dgemma_jax.Engine(model, **limits))
 

@@ -218,6 +218,9 @@ class Engine(Protocol):
     max_model_len: int
     """Tokens that prompt and reply may have together: what the model has positions and the server memory for."""
 
+    dtype: str
+    """The type of the weights, for people."""
+
     slots: int
     """Jobs that are worked on together. Further ones wait in a line of the engine's own."""
 

@@ -47,7 +47,7 @@ def test_a_prompt_read_in_chunks_fills_the_same_cache(
 ) -> None:
     """Chunks shorter than the ring, longer than it, and several times as long."""
     whole = model.prefill(golden["tokens"])
-    monkeypatch.setattr(pretrained, "PREFILL_CHUNK", most)
+    monkeypatch.setattr(pretrained, "prefill_chunk", lambda canvas_length, platform: most)
     chunked = model.prefill(golden["tokens"])
     same(chunked, whole)
     logits = [np.asarray(model.denoise_logits(cache, golden["canvas"])) for cache in (chunked, whole)]
@@ -60,7 +60,7 @@ def test_chunks_with_images_fill_the_same_cache(
 ) -> None:
     golden = reading.case("window6", "logits", case)
     whole = model.prefill(golden["tokens"], **reading.images(golden))
-    monkeypatch.setattr(pretrained, "PREFILL_CHUNK", 4)
+    monkeypatch.setattr(pretrained, "prefill_chunk", lambda canvas_length, platform: 4)
     same(model.prefill(golden["tokens"], **reading.images(golden)), whole)
 
 

@@ -11,7 +11,7 @@ import pytest
 from golden import reading
 
 import dgemma_jax
-from dgemma_jax.buckets import capacity_bucket, prefill_bucket
+from dgemma_jax.buckets import capacity_bucket, prefill_bucket, prefill_chunk
 from dgemma_jax.model.vision import pool
 
 TOKENS = np.ones((2, 3), np.int64)
@@ -112,6 +112,11 @@ def test_load_names_a_folder_that_is_not_there(tmp_path: Path) -> None:
 def test_a_pass_is_padded_to_the_next_of_few_sizes_and_a_canvas_not_at_all() -> None:
     lengths = {1: 128, 128: 128, 129: 256, 256: 256, 257: 512, 1024: 1024, 1025: 2048}
     assert {length: prefill_bucket(length, 256) for length in lengths} == lengths
+
+
+def test_a_pass_is_on_a_cpu_no_longer_than_a_canvas() -> None:
+    assert [prefill_chunk(canvas, "cpu") for canvas in (32, 256)] == [128, 256]
+    assert prefill_chunk(32, "gpu") == 1024
 
 
 def test_a_cache_never_has_less_room_than_needed_nor_more_than_the_model_has_positions() -> None:

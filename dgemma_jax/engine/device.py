@@ -58,7 +58,7 @@ class ModelDevice:
 
     def plan(self, request: Request) -> Plan:
         """As `Device.plan`. Raises RefusedError for a request that can never fit."""
-        made = plan(request, self.model.config, self.model.generation, self.budget.positions)
+        made = plan(request, self.model.config, self.model.generation, self.budget.positions, self.model.chunk)
         self.budget.check(made.longest)
         return made
 

@@ -148,8 +148,8 @@ class Engine:
     def warm_up(self, progress: Callable[[str], None] = lambda line: None, *, truncation: bool = False) -> None:
         """Compiles what requests would otherwise wait for; a line for every bucket. Before the first request.
 
-        On a CPU what long prompts need is still being compiled when this returns, on a thread that `close` ends.
-        `truncation`: what requests with `top_k` or `top_p` need, too.
+        On a CPU what long prompts, images, `top_k` and `top_p` need is still being compiled when this returns, on a
+        thread that `close` ends. `truncation`: on other devices what requests with `top_k` or `top_p` need, too.
         """
         assert isinstance(self._device, ModelDevice | Leader), "only a model has programs to compile"
         self._end_warm_up = self._device.warm_up(progress, truncation)

@@ -7,7 +7,7 @@ import hashlib
 
 import numpy as np
 
-from dgemma_jax.buckets import PREFILL_CHUNK, chunks
+from dgemma_jax.buckets import chunks
 from dgemma_jax.config import GenerationConfig, ModelConfig
 from dgemma_jax.engine.events import RefusedError, Request
 from dgemma_jax.inputs import check_images, check_seeds, check_tokens
@@ -37,8 +37,8 @@ class Plan:
         return self.tokens_1T.shape[1]
 
 
-def plan(request: Request, config: ModelConfig, default: GenerationConfig, positions: int) -> Plan:
-    """Checks a request and cuts its prompt, as `Model.prefill` would.
+def plan(request: Request, config: ModelConfig, default: GenerationConfig, positions: int, chunk: int) -> Plan:
+    """Checks a request and cuts its prompt into passes of at most `chunk` tokens, as `Model.prefill` would.
 
     Raises:
         ValueError: as `Model.prefill` and `dgemma_jax.stream`; RefusedError where no canvas fits the positions.
@@ -55,7 +55,7 @@ def plan(request: Request, config: ModelConfig, default: GenerationConfig, posit
         )
     canvases = min(-(-request.max_new_tokens // canvas), fitting)
     is_soft_1T = np.zeros_like(tokens_1T, bool) if images is None else tokens_1T == config.image_token_id
-    spans = chunks(length, PREFILL_CHUNK, None if images is None else is_soft_1T)
+    spans = chunks(length, chunk, None if images is None else is_soft_1T)
     return Plan(
         request=request,
         generation=generation,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 
-from dgemma_jax.buckets import PREFILL_CHUNK, chunks
+from dgemma_jax.buckets import chunks
 from dgemma_jax.engine import programs
 from dgemma_jax.engine.plan import Plan
 from dgemma_jax.engine.prefix import Entry, PrefixStore
@@ -20,7 +20,7 @@ class Reading:
 
     def __init__(self, model: Model, plan: Plan, store: PrefixStore) -> None:
         self._model, self._plan, self._store = model, plan, store
-        self._soft_1TD: jax.Array | None = None
+        self._soft_1TD: np.ndarray | None = None
         text, capacity = model.config.text, model.capacity(plan.length + model.config.canvas_length)
         found = store.find(plan.keys_T, plan.ends, plan.images is not None)
         self.cached = 0 if found is None else found.length
@@ -31,7 +31,7 @@ class Reading:
                 programs.arrange(found.entry.cache, [0], capacity, text.sliding_window),
                 length_B=jnp.full(1, found.length, jnp.int32),
             )
-        self._spans = _spans(plan, self.cached)
+        self._spans = _spans(plan, self.cached, model.chunk)
         self._at = 0
         self._see = plan.images is not None and bool(plan.is_soft_1T[:, self.cached :].any())
 
@@ -53,7 +53,7 @@ class Reading:
         soft = None if self._soft_1TD is None else self._soft_1TD[:, start:end]
         if soft is None and self._plan.images is not None:
             # All images came from the store. The pass is still the one that knows images: the same arithmetic.
-            soft = jnp.zeros((1, end - start, self._model.config.text.hidden_size), self._model.dtype)
+            soft = np.zeros((1, end - start, self._model.config.text.hidden_size), self._model.dtype)
         self.cache = self._model.extend(self.cache, self._plan.tokens_1T[:, start:end], soft)
         self._at += 1
         if self._worth_keeping(end):
@@ -80,10 +80,10 @@ class Reading:
             self._store.put(Entry(copy, self._plan.keys_T[:end], ends, self._plan.images is not None))
 
 
-def _spans(plan: Plan, start: int) -> list[tuple[int, int]]:
+def _spans(plan: Plan, start: int, chunk: int) -> list[tuple[int, int]]:
     """The passes that are left. From a start that is one of the plan's own ends they are the plan's."""
     if start in (0, *plan.ends):
         ends = [start, *(end for end in plan.ends if end > start)]
         return list(itertools.pairwise(ends))
     soft_1T = None if plan.images is None else plan.is_soft_1T[:, start:]
-    return [(a + start, b + start) for a, b in chunks(plan.length - start, PREFILL_CHUNK, soft_1T)]
+    return [(a + start, b + start) for a, b in chunks(plan.length - start, chunk, soft_1T)]

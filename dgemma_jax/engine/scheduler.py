@@ -8,7 +8,7 @@ The rules, in this order:
 
 1. A canvas that is done is committed at once: it never waits for slower ones.
 2. A prompt is read pass by pass, and between two passes the running canvases are denoised: so a long prompt delays
-   them by at most one pass (`PREFILL_CHUNK` tokens, or the vision tower) each time.
+   them by at most one pass (`Model.chunk` tokens, or the vision tower) each time.
 3. Else the running canvases are denoised: `steps` at a time, one at a time while a prompt is being read.
 
 First come, first served: the first of the line is admitted as soon as it fits beside those that run, and nobody

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
 
-from dgemma_jax.buckets import PREFILL_BUCKETS
+from dgemma_jax.buckets import PREFILL_BUCKETS, image_groups, patch_bucket, prefill_bucket
 from dgemma_jax.engine import programs
 from dgemma_jax.engine.batch import Batch
 from dgemma_jax.engine.device import ModelDevice
 from dgemma_jax.engine.events import Request
 from dgemma_jax.engine.memory import Budget
+from dgemma_jax.media.image import soft_token_budgets
 from dgemma_jax.pretrained import Model
 from dgemma_jax.sampling.options import PLAIN, SamplingOptions
 
 logger = logging.getLogger(__name__)
+_MOST_IMAGES = 4
+_MOST_PATCHES = 4096
+"""What is compiled ahead for images: so many of the usual size in a prompt, so many patches together. Each program is
+run once, and beyond that it would be in the way of the first requests for too long."""
 
 
 def capacities(budget: Budget, canvas_length: int) -> list[int]:
@@ -42,35 +48,46 @@ def batch_rows(budget: Budget, capacity: int) -> list[int]:
 
 
 class Part(NamedTuple):
-    """Something to compile: its name for people, how, and the capacity that it is for."""
+    """Something to compile: its name for people, how, the capacity it is for, and which requests alone need it."""
 
     line: str
     work: Callable[[], object]
     capacity: int
+    only: Literal["truncation", "images"] | None = None
 
 
 def warm_up(device: ModelDevice, progress: Callable[[str], None], truncation: bool) -> Callable[[], None]:
     """Compiles for every capacity the passes over prompts, and for every batch size the denoising and the commit.
 
-    On a CPU only the smallest capacity, that of short chats, is waited for; the larger ones are compiled beside the
-    first requests. What is returned ends that, as soon as the program being compiled is done.
+    On a CPU only the smallest capacity, that of short chats, is waited for. The larger ones, and what only requests
+    with a truncation or with images need, are compiled beside the first requests. What is returned ends that, as soon
+    as the program being compiled is done.
     """
+    parts = [
+        *_canvases(device, PLAIN),
+        *_canvases(device, SamplingOptions(top_k=1)),
+        *_passes(device),
+        *_images(device),
+    ]
     # Other compilers measure on the device, and must not disturb anybody; devices that work together take one program
     # after another, all in the same order.
     if jax.default_backend() != "cpu" or device.model.mesh is not None or jax.process_count() > 1:
-        for part in _parts(device, truncation):
-            progress(_timed(part))
+        for part in parts:
+            if part.only is None or (truncation and part.only == "truncation"):
+                progress(_timed(part))
         return lambda: None
     smallest = device.budget.capacity(device.model.config.canvas_length + 1)
-    parts = list(_parts(device, truncation))
+    at_once = [part for part in parts if part.capacity == smallest and part.only is None]
     with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="warm-up") as pool:
-        running = [pool.submit(_timed, part) for part in parts if part.capacity == smallest]
+        running = [pool.submit(_timed, part) for part in at_once]
         try:
             for done in as_completed(running):
                 progress(done.result())
         finally:
             pool.shutdown(cancel_futures=True)
-    return compile_behind([part for part in parts if part.capacity != smallest], progress)
+    later = [part for part in parts if part not in at_once]
+    # First what a short chat may ask for, then long prompts, then both together.
+    return compile_behind(sorted(later, key=lambda part: (part.capacity > smallest) * (1 + bool(part.only))), progress)
 
 
 def compile_behind(parts: Sequence[Part], progress: Callable[[str], None]) -> Callable[[], None]:
@@ -102,27 +119,69 @@ def _timed(part: Part) -> str:
     return f"{part.line}: {time.monotonic() - start:.1f} s"
 
 
-def _parts(device: ModelDevice, truncation: bool) -> Iterator[Part]:
-    """What is to be compiled; what takes longest comes first."""
-    budget, canvas = device.budget, device.model.config.canvas_length
-    fitting = [size for size in capacities(budget, canvas) if budget.fits([size])]
-    for options in [PLAIN, SamplingOptions(top_k=1)] if truncation else [PLAIN]:
-        for below, capacity in zip([0, *fitting], fitting, strict=False):
-            length = max(1, below + 1 - canvas)  # of the shortest prompt whose cache is this large
-            for rows in batch_rows(budget, capacity):
-                line = f"canvases of {rows} rows, {capacity} positions" + (", truncated" if options.truncates else "")
-                yield Part(line, functools.partial(_batch, device, rows, capacity, length, options), capacity)
-    for capacity in fitting:
+def _fitting(device: ModelDevice) -> list[int]:
+    budget = device.budget
+    return [size for size in capacities(budget, device.model.config.canvas_length) if budget.fits([size])]
+
+
+def _canvases(device: ModelDevice, options: SamplingOptions) -> Iterator[Part]:
+    """Batches of every size at every capacity: what takes longest to compile."""
+    fitting, canvas = _fitting(device), device.model.config.canvas_length
+    for below, capacity in zip([0, *fitting], fitting, strict=False):
+        length = max(1, below + 1 - canvas)  # of the shortest prompt whose cache is this large
+        for rows in batch_rows(device.budget, capacity):
+            line = f"canvases of {rows} rows, {capacity} positions" + (", truncated" if options.truncates else "")
+            work = functools.partial(_batch, device, rows, capacity, length, options)
+            yield Part(line, work, capacity, "truncation" if options.truncates else None)
+
+
+def _passes(device: ModelDevice) -> Iterator[Part]:
+    """Passes over prompts, with and without images, and copies."""
+    model, canvas = device.model, device.model.config.canvas_length
+    words = prefill_bucket(model.chunk, canvas)
+    processor = model.processor
+    seen = 0 if processor is None else max(processor.video_max_soft_tokens, *soft_token_budgets(processor))
+    whole = prefill_bucket(max(model.chunk, seen), canvas)  # an image is never cut
+    for capacity in _fitting(device):
         for size in sorted({canvas, *PREFILL_BUCKETS}):
-            if size <= capacity:
-                line = f"prompt pass of {size} tokens, {capacity} positions"
-                yield Part(line, functools.partial(_pass, device.model, size, capacity), capacity)
+            line = f"prompt pass of {size} tokens, {capacity} positions"
+            if size <= min(capacity, words):
+                yield Part(line, functools.partial(_pass, model, size, capacity, False), capacity)
+            if size <= min(capacity, whole) and model.config.vision is not None:
+                work = functools.partial(_pass, model, size, capacity, True)
+                yield Part(f"{line}, with images", work, capacity, "images")
         yield Part(f"copies of {capacity} positions", functools.partial(_arrange, device, capacity), capacity)
 
 
-def _pass(model: Model, size: int, capacity: int) -> None:
+def _images(device: ModelDevice) -> Iterator[Part]:
+    """The vision tower over one image of every size, a few of the usual one, and the frames of a video."""
+    model = device.model
+    vision, processor = model.config.vision, model.processor
+    if vision is None or processor is None:
+        return
+    own, film = (processor.max_soft_tokens, _MOST_IMAGES), (processor.video_max_soft_tokens, processor.video_num_frames)
+    sizes = set()
+    for budget, most in (own, film, *((budget, 1) for budget in soft_token_budgets(processor))):
+        patches = patch_bucket(budget * vision.patches_per_soft_token, vision.patches_per_soft_token)
+        sizes |= {(patches, group) for n in range(1, most + 1) for *_, group in image_groups(n, patches)}
+    smallest = min(_fitting(device))
+    for patches, images in sorted(size for size in sizes if math.prod(size) <= _MOST_PATCHES):
+        work = functools.partial(_see, model, images, patches)
+        yield Part(f"{images} images of {patches} patches", work, smallest, "images")
+
+
+def _pass(model: Model, size: int, capacity: int, images: bool) -> None:
     tokens = np.zeros((1, min(size, capacity - model.config.canvas_length)), np.int64)  # as `check_tokens` has them
-    model.extend(model.empty_cache(1, capacity), tokens, None)
+    soft = np.zeros((*tokens.shape, model.config.text.hidden_size), model.dtype) if images else None
+    model.extend(model.empty_cache(1, capacity), tokens, soft)
+
+
+def _see(model: Model, images: int, patches: int) -> None:
+    assert model.config.vision is not None, "only a vision tower sees"
+    model.see(
+        np.zeros((images, patches, model.config.vision.patch_values), np.float32),
+        np.zeros((images, patches, 2), np.int32),
+    )
 
 
 def _arrange(device: ModelDevice, capacity: int) -> None:

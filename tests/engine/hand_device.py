@@ -12,6 +12,7 @@ import zlib
 import jax.numpy as jnp
 import numpy as np
 
+from dgemma_jax.buckets import PREFILL_CHUNK
 from dgemma_jax.config import GenerationConfig, ModelConfig, TextConfig
 from dgemma_jax.engine.batch import Canvas
 from dgemma_jax.engine.events import Event, Prefilled, Request
@@ -55,7 +56,7 @@ def canvas_of(context: list[int], seed: int) -> tuple[list[int], int]:
 
 def answer(request: Request) -> list[Event]:
     """What a request's events must be, drafts and prefill aside."""
-    made = plan(request, CONFIG, GENERATION, CONFIG.text.max_position_embeddings)
+    made = plan(request, CONFIG, GENERATION, CONFIG.text.max_position_embeddings, PREFILL_CHUNK)
     context, produced, events = list(request.tokens), [], []
     for _ in range(made.canvases):
         canvas, steps = canvas_of(context, request.seed)
@@ -95,7 +96,7 @@ class HandDevice:
         self.crash = False
 
     def plan(self, request: Request) -> Plan:
-        made = plan(request, CONFIG, GENERATION, self.budget.positions)
+        made = plan(request, CONFIG, GENERATION, self.budget.positions, PREFILL_CHUNK)
         self.budget.check(made.longest)
         return made
 

@@ -1,4 +1,4 @@
-"""The engine over the shipped demo model, in real sizes: passes of 1024 tokens, caches that grow."""
+"""The engine over the shipped demo model, in real sizes: prompts of many passes, caches that grow."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_short_and_long_prompts_together_are_answered_as_alone() -> None:
     engine = Engine(model, slots=2)
     answers = engine.generate_many(wanted, progress=False)
     engine.close()
-    assert answers[3].cached_tokens == 1024, "the first whole pass of the other long prompt"
+    assert answers[3].cached_tokens == 1024, "whole passes of the other long prompt"
     for one, answer in zip(wanted, answers, strict=True):
         expected = Answer()
         for event in stream(model, one.tokens, max_new_tokens=40, seed=one.seed, generation=model.generation):

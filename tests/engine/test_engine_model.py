@@ -14,8 +14,6 @@ from golden import reading
 
 from dgemma_jax import CanvasCommitted, Engine, GenerationConfig, Model, Request, SamplingOptions, stream
 from dgemma_jax.engine import Answer, Draft, Failed, Prefilled
-from dgemma_jax.engine import plan as planning
-from dgemma_jax.engine import reading as passes
 
 SETTINGS = GenerationConfig(max_denoising_steps=5, entropy_bound=2.0, eos_token_ids=(3, 4, 5))
 CHUNK = 16
@@ -25,8 +23,7 @@ CHUNK = 16
 def small_sizes() -> Iterator[None]:
     """Prompts of many passes and caches of several capacities, within the 256 positions of a tiny model."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("dgemma_jax.pretrained", planning.__name__, passes.__name__):
-            patch.setattr(f"{module}.PREFILL_CHUNK", CHUNK)
+        patch.setattr("dgemma_jax.pretrained.prefill_chunk", lambda canvas_length, platform: CHUNK)
         patch.setattr("dgemma_jax.buckets.SMALLEST_CAPACITY", 64)
         patch.setattr("dgemma_jax.buckets.PREFILL_BUCKETS", (CHUNK,))
         yield

@@ -8,6 +8,7 @@ import pytest
 from engine.hand_device import CONFIG, GENERATION
 
 from dgemma_jax import cache as kv
+from dgemma_jax.buckets import PREFILL_CHUNK
 from dgemma_jax.config import VisionConfig
 from dgemma_jax.engine.events import Request
 from dgemma_jax.engine.plan import plan
@@ -96,7 +97,7 @@ def keys_of():
         places = np.full((len(shades), 3 + padding, 2), -1)
         places[:, :3] = [[0, 0], [1, 0], [2, 0]]
         request = Request(tokens=tuple(tokens), patches=patches, patch_positions=places)
-        return plan(request, config, GENERATION, 4096).keys_T
+        return plan(request, config, GENERATION, 4096, PREFILL_CHUNK).keys_T
 
     return make
 

@@ -7,40 +7,80 @@ import logging
 import time
 
 import jax
+import numpy as np
 import pytest
 from golden import reading
 
-from dgemma_jax import Engine, GenerationConfig, Request
+from dgemma_jax import Engine, Finished, GenerationConfig, Model, Request, SamplingOptions
+from dgemma_jax.config import ProcessorConfig
 from dgemma_jax.engine.warm import Part, compile_behind
+from dgemma_jax.sampling.options import PLAIN
 
 
-def test_no_request_waits_for_a_compilation_after_the_warm_up(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.fixture
+def small_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dgemma_jax.buckets.SMALLEST_CAPACITY", 64)
     monkeypatch.setattr("dgemma_jax.buckets.PREFILL_BUCKETS", (16,))
     monkeypatch.setattr("dgemma_jax.engine.warm.PREFILL_BUCKETS", (16,))
-    for module in ("pretrained", "engine.plan", "engine.reading"):
-        monkeypatch.setattr(f"dgemma_jax.{module}.PREFILL_CHUNK", 16)
+    monkeypatch.setattr("dgemma_jax.pretrained.prefill_chunk", lambda canvas_length, platform: 16)
+
+
+@pytest.fixture
+def model(request: pytest.FixtureRequest) -> Model:
     settings = GenerationConfig(max_denoising_steps=3, entropy_bound=2.0, eos_token_ids=())
-    model = dataclasses.replace(reading.model("text_only", backend="all_experts"), generation=settings)
-    engine = Engine(model, slots=2, max_context=100)
+    return dataclasses.replace(reading.model(request.param, backend="all_experts"), generation=settings)
+
+
+def warmed_up(engine: Engine, parts: int) -> list[str]:
+    """Waits for all that is compiled ahead; what was there at once."""
     lines: list[str] = []
     engine.warm_up(lines.append)
-    assert len(lines) >= 1 + 2 + 1, "what short prompts need is there at once"
-    until = time.monotonic() + 120
-    while len(lines) < 2 * (1 + 2 + 1) and time.monotonic() < until:
+    at_once, until = list(lines), time.monotonic() + 120
+    while len(lines) < parts and time.monotonic() < until:
         time.sleep(0.01)
     engine._end_warm_up()
-    assert len(lines) == 2 * (1 + 2 + 1), "a canvas and a chunk have one length here"
+    assert len(lines) == parts, "\n".join(lines)
     assert all(line.endswith(" s") for line in lines)
+    return at_once
+
+
+def compiled_by(engine: Engine, requests: list[Request], caplog: pytest.LogCaptureFixture) -> str:
+    """What is compiled while all are answered together."""
+    caplog.clear()
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
-        for _ in range(2):
-            for length in (3, 30, 70, 5):
-                engine.submit(Request(tokens=tuple(range(6, 6 + length)), max_new_tokens=24))
-            assert len(list(engine.run())) > 8
-    compiled = [record.getMessage()[:230] for record in caplog.records if record.getMessage().startswith("Compiling")]
-    assert not compiled, "\n".join(compiled)
+        for request in requests:
+            engine.submit(request)
+        events = [event for _, event in engine.run()]
+    assert sum(isinstance(event, Finished) for event in events) == len(requests)
+    return "\n".join(r.getMessage()[:230] for r in caplog.records if r.getMessage().startswith("Compiling"))
+
+
+@pytest.mark.parametrize("model", ["text_only"], indirect=True)
+def test_no_request_waits_for_a_compilation_after_the_warm_up(
+    small_shapes: None, model: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = Engine(model, slots=2, max_context=100)
+    at_once = warmed_up(engine, 2 * (1 + 2 + 1 + 2))  # a canvas and a chunk have one length here
+    assert len(at_once) >= 1 + 2 + 1, "what short prompts need is there at once"
+    prompts = [tuple(range(6, 6 + length)) for length in (3, 30, 70, 5)]
+    for options in (PLAIN, SamplingOptions(top_k=3), PLAIN):
+        requests = [Request(tokens=tokens, max_new_tokens=24, options=options) for tokens in prompts]
+        assert not (found := compiled_by(engine, requests, caplog)), found
+
+
+@pytest.mark.parametrize("model", ["causal_images"], indirect=True)
+def test_nor_does_one_with_images(
+    monkeypatch: pytest.MonkeyPatch, small_shapes: None, model: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("dgemma_jax.engine.warm._MOST_IMAGES", 1)
+    processor = ProcessorConfig(max_soft_tokens=16, video_max_soft_tokens=16, video_num_frames=1)
+    engine = Engine(dataclasses.replace(model, processor=processor), slots=1, max_context=64)
+    warmed_up(engine, 1 + 1 + 2 + 2 + 1 + 1)  # passes have two lengths here
+    golden = reading.case("causal_images", "logits", "image_each")
+    images = {name: np.asarray(array)[:1] for name, array in reading.images(golden).items()}
+    tokens = tuple(np.asarray(golden["tokens"])[0].tolist())
+    requests = [Request(tokens=(5,) * before + tokens, max_new_tokens=8, **images) for before in (0, 3, 9)]
+    assert not (found := compiled_by(engine, requests, caplog)), found
 
 
 def test_what_goes_on_after_the_warm_up_ends_with_the_engine() -> None:

@@ -219,7 +219,8 @@ def test_no_logits_of_the_whole_vocabulary_exist() -> None:
     assert "[48,65536]" not in module.as_text() and "[1,48,65536]" not in module.as_text()
 
 
-def test_large_vocabularies_are_streamed() -> None:
+def test_all_but_tiny_vocabularies_are_streamed() -> None:
     small = reading.model("text_only").config.text
     assert choose_head(small) == "materialised"
+    assert choose_head(dataclasses.replace(small, vocab_size=1024)) == "streaming"
     assert choose_head(dataclasses.replace(small, vocab_size=262144)) == "streaming"

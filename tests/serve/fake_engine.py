@@ -106,6 +106,7 @@ class FakeEngine:
     """
 
     max_model_len = 400
+    dtype = "float32"
     text = FakeText(max_model_len)
     sampling = Sampling(max_steps=48, entropy_bound=0.1, confidence_threshold=0.005, t_min=0.4, t_max=0.8)
 

@@ -17,8 +17,9 @@ import pytest
 from fake_engine import FakeEngine
 
 import serve.__main__ as command
-from serve import checkpoint_engine
-from serve.config import PUBLISHED_NAME, ServeConfig, parse_flags
+from serve import checkpoint_engine, dtype
+from serve.config import DEMO_CHECKPOINT, PUBLISHED_NAME, ServeConfig, parse_flags
+from serve.dtype import choose_dtype
 
 
 @pytest.fixture
@@ -54,6 +55,16 @@ def test_flags_become_settings():
 )
 def test_memory_is_given_in_bytes_or_larger_units(text, found):
     assert parse_flags(["--kv-memory", text]).kv_memory == found
+
+
+def test_weights_are_float32_where_a_cpu_has_room_for_them(monkeypatch):
+    assert choose_dtype("auto", DEMO_CHECKPOINT) == "float32"
+    assert choose_dtype("bfloat16", DEMO_CHECKPOINT) == "bfloat16"
+    monkeypatch.setattr(dtype, "SHARE", 1e-9)
+    assert choose_dtype("auto", DEMO_CHECKPOINT) == "bfloat16"
+    monkeypatch.undo()
+    monkeypatch.setattr(dtype.jax, "default_backend", lambda: "gpu")
+    assert choose_dtype("auto", DEMO_CHECKPOINT) == "bfloat16"
 
 
 def test_the_flags_of_the_engine_reach_it(monkeypatch, tmp_path):
