@@ -19,15 +19,17 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from dgemma_jax.cache import Cache
 from dgemma_jax.config import TextConfig
+
+if TYPE_CHECKING:  # caches are made of what attention makes, whose products ask where things lie
+    from dgemma_jax.cache import Cache
 
 AXES = ("data", "expert", "model")
 TABLE: dict[str, tuple[str, ...]] = {
