@@ -20,7 +20,7 @@ from dgemma_jax import sharding
 from dgemma_jax.checkpoint import names, orbax
 from dgemma_jax.checkpoint.match import require_shapes
 from dgemma_jax.checkpoint.quantize import Kind, is_quantizable
-from dgemma_jax.checkpoint.quantized_shards import abstract, from_array
+from dgemma_jax.checkpoint.quantized_shards import abstract, forms, from_array
 from dgemma_jax.checkpoint.safetensors import CheckpointError
 from dgemma_jax.model.quantized import Quantized
 
@@ -37,6 +37,16 @@ def kind_of(stored: Stored) -> Kind | None:
     """How the matrices of a stored tree are quantised; None where they are full."""
     found = {_KINDS.get(np.dtype(leaf.dtype).name) for key, leaf in stored.items() if key[-1] == PARTS[0]}
     return found.pop() if len(found) == 1 else None
+
+
+def stored_entries(entry: names.Entry, kind: Kind) -> tuple[names.Entry, ...]:
+    """The arrays that a quantised tree has of a matrix: `PARTS`."""
+    return tuple(
+        entry._replace(
+            path=(*entry.path, part), name=f"{entry.name}.{part}", shape=form.shape, published_shape=form.shape
+        )
+        for part, form in zip(PARTS, forms(entry.path, entry.shape, kind), strict=True)
+    )
 
 
 def load_orbax(where: Path, flat: Flat, dtype: jnp.dtype, quantize: Kind | None, mesh: Mesh | None) -> Arrays:

@@ -14,13 +14,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_dtypes import bfloat16
 
 from dgemma_jax import sharding
 from dgemma_jax.checkpoint.names import Entry, Path
@@ -39,32 +39,46 @@ from dgemma_jax.model.quantized import Quantized
 Ranges = tuple[tuple[int, int], ...]
 
 
+class Form(NamedTuple):
+    """Shape and dtype of an array."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+def forms(path: Path, shape: tuple[int, ...], kind: Kind) -> tuple[Form, Form]:
+    """Of `Quantized.values` and `Quantized.scale` for a parameter of this shape."""
+    *outputs, inputs = matrix_shape(path, shape)
+    if kind == "int8":
+        return Form((*outputs, inputs), np.dtype("int8")), Form(tuple(outputs), np.dtype("float32"))
+    groups = inputs // group_size(inputs)
+    return Form((*outputs, inputs // 2), np.dtype("uint8")), Form((*outputs, groups), np.dtype(bfloat16))
+
+
 def abstract(path: Path, parameter: nnx.Variable, kind: Kind, mesh: Mesh | None) -> Quantized:
     """A quantised parameter with `jax.ShapeDtypeStruct`s for arrays, each with its sharding.
 
     Inputs are cut where every device gets whole groups of them; else they are whole on every device.
     """
-    *outputs, inputs = matrix_shape(path, parameter.shape)
-    axes, group = parameter.get_metadata("axes"), group_size(inputs) if kind == "int4" else 1
-    spec = PartitionSpec() if mesh is None else _spec(axes, parameter.shape, len(outputs), inputs // group, mesh)
-
-    def struct(dtype: Any, *inner: int) -> Any:
-        shape = (*outputs, *inner)
-        place = sharding.parameter_sharding(parameter, None)
-        if mesh is not None:
-            place = NamedSharding(mesh, PartitionSpec(*spec[: len(shape)]))
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
-
-    place = None if mesh is None or "experts" in axes else NamedSharding(mesh, spec)
-    if kind == "int8":
-        return Quantized(struct(jnp.int8, inputs), struct(jnp.float32), BITS[kind], place)
-    return Quantized(struct(jnp.uint8, inputs // 2), struct(jnp.bfloat16, inputs // group), BITS[kind], place)
+    both, axes = forms(path, parameter.shape, kind), parameter.get_metadata("axes")
+    if mesh is None:
+        alone = sharding.parameter_sharding(parameter, None)
+        return Quantized(_struct(both[0], alone), _struct(both[1], alone), BITS[kind])
+    outputs = len(both[0].shape) - 1
+    groups = both[1].shape[-1] if kind == "int4" else both[0].shape[-1]
+    spec = _spec(axes[: outputs + 1], parameter.shape, groups, mesh)
+    places = [NamedSharding(mesh, PartitionSpec(*spec[: len(form.shape)])) for form in both]
+    values, scale = map(_struct, both, places)
+    return Quantized(values, scale, BITS[kind], None if "experts" in axes else places[0])
 
 
-def _spec(axes: Sequence[str], shape: Sequence[int], outputs: int, groups: int, mesh: Mesh) -> PartitionSpec:
-    """How the matrix of a parameter is cut: its outputs as they are, its inputs, which may be several axes, as the
-    first of them."""
-    *cut, last = (sharding.axes_of(axes[i], shape[i], mesh) for i in range(outputs + 1))
+def _struct(form: Form, place: jax.sharding.Sharding) -> Any:
+    return jax.ShapeDtypeStruct(*form, sharding=place)
+
+
+def _spec(axes: Sequence[str], shape: Sequence[int], groups: int, mesh: Mesh) -> PartitionSpec:
+    """How a matrix is cut: its outputs as the table says, its inputs as the table says of the first axis of them."""
+    *cut, last = (sharding.axes_of(name, size, mesh) for name, size in zip(axes, shape, strict=False))
     if groups % math.prod(mesh.shape[axis] for axis in last):
         last = ()
     return PartitionSpec(*(one or None for one in (*cut, last)))
