@@ -8,15 +8,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from aiohttp import web
 
@@ -46,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with contextlib.ExitStack() as resources:
             try:
                 if not _interruptibly(lambda: _leads(config)):
-                    return _interruptibly(lambda: _follow(config))
+                    return _follow(config)
                 # The port comes before the checkpoint: loading may take minutes.
                 listener = resources.enter_context(_listen(config.host, config.port))
                 _warn_of_open_door(config)
@@ -123,14 +125,17 @@ class _TerminatedError(Exception):
     """SIGTERM came before there was anything to finish."""
 
 
-def _interruptibly(work: Callable[[], T]) -> T:
+def _interruptibly(work: Callable[[], T], patience: float = 0.0) -> T:
     """The result of `work`, which runs on a thread of its own: this one ends at a signal, whatever `work` is inside of.
+
+    `patience`: seconds that `work` still has after SIGTERM.
 
     Raises:
         KeyboardInterrupt: Ctrl-C.
         _TerminatedError: SIGTERM. Said here and not left to the system, which lets process 1 of a container go on.
     """
     result: Future[T] = Future()
+    deadline = math.inf
 
     def run() -> None:
         try:
@@ -138,14 +143,19 @@ def _interruptibly(work: Callable[[], T]) -> T:
         except BaseException as error:
             result.set_exception(error)
 
-    def terminate(*_: object) -> NoReturn:
-        raise _TerminatedError
+    def terminate(*_: object) -> None:
+        nonlocal deadline
+        if not patience:
+            raise _TerminatedError
+        deadline = min(deadline, time.monotonic() + patience)
 
     before = signal.signal(signal.SIGTERM, terminate)
     try:
         threading.Thread(target=run, name="load", daemon=True).start()
         while not result.done():
             wait((result,), timeout=0.5)  # a signal in the instant before a wait does not end that wait
+            if time.monotonic() > deadline:
+                raise _TerminatedError
         return result.result()
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -171,14 +181,58 @@ def _follow(config: ServeConfig) -> int:
     import dgemma_jax
     from dgemma_jax.engine import follow
 
-    folder = _prepare(config)
-    model = dgemma_jax.load(folder, dtype=config.dtype, lora=config.lora, mesh=config.mesh, backend=config.moe_backend)
+    model = _interruptibly(lambda: _loaded(config, dgemma_jax.load))
+    logger.info("following process 0")
     try:
-        follow(model)
+        # Whoever stops a group may stop all of its processes at once: the first one still has requests to finish.
+        _interruptibly(lambda: follow(model), patience=config.shutdown_seconds + _HANDLER_SECONDS)
     except Exception:
         logger.critical("this process cannot go on, and the group cannot without it", exc_info=True)
         return _GROUP_LOST
     return 0
+
+
+def _load(config: ServeConfig) -> CheckpointEngine:
+    """The engine over the checkpoint. Raises ValueError or OSError that says what is wrong."""
+    from serve.checkpoint_engine import CheckpointEngine
+
+    engine = _loaded(
+        config,
+        CheckpointEngine.load,
+        slots=config.slots,
+        max_context=config.max_model_len,
+        kv_bytes=config.kv_memory,
+        reuse=config.prefix_reuse,
+        apart=config.rows_apart,
+    )
+    logger.info("loaded %s as %s on %s", config.checkpoint, config.dtype, engine.devices)
+    logger.info(
+        "%d requests at once, of at most %d tokens each (--slots, --max-model-len, --kv-memory)",
+        engine.slots,
+        engine.max_model_len,
+    )
+    return engine
+
+
+def _loaded(config: ServeConfig, load: Callable[..., T], **limits: Any) -> T:
+    """What `load` makes of the checkpoint, told what `dgemma_jax.load` is told: the same in every process of a group.
+
+    Raises ValueError or OSError that says what is wrong.
+    """
+    folder = _prepare(config)
+    model = {
+        "dtype": config.dtype,
+        "lora": config.lora,
+        "mesh": config.mesh,
+        "backend": config.moe_backend,
+        "quantize": config.quantize,
+    }
+    try:
+        return load(folder, **model, **limits)
+    except (RuntimeError, MemoryError) as error:  # JAX: no such backend, or no room on the device
+        logger.debug("loading failed", exc_info=True)
+        why = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise ValueError(f"cannot load {config.checkpoint} as {config.dtype}: {why}") from None
 
 
 def _prepare(config: ServeConfig) -> Path:
@@ -197,38 +251,6 @@ def _prepare(config: ServeConfig) -> Path:
     except OSError as error:
         logger.warning("--compilation-cache %s cannot be used, going on without: %s", config.compilation_cache, error)
     return folder
-
-
-def _load(config: ServeConfig) -> CheckpointEngine:
-    """The engine over the checkpoint. Raises ValueError or OSError that says what is wrong."""
-    from serve.checkpoint_engine import CheckpointEngine
-
-    folder = _prepare(config)
-    try:
-        engine = CheckpointEngine.load(
-            folder,
-            config.dtype,
-            config.lora,
-            mesh=config.mesh,
-            backend=config.moe_backend,
-            quantize=config.quantize,
-            slots=config.slots,
-            max_context=config.max_model_len,
-            kv_bytes=config.kv_memory,
-            reuse=config.prefix_reuse,
-            apart=config.rows_apart,
-        )
-        logger.info("loaded %s as %s on %s", config.checkpoint, config.dtype, engine.devices)
-        logger.info(
-            "%d requests at once, of at most %d tokens each (--slots, --max-model-len, --kv-memory)",
-            engine.slots,
-            engine.max_model_len,
-        )
-    except (RuntimeError, MemoryError) as error:  # JAX: no such backend, or no room on the device
-        logger.debug("loading failed", exc_info=True)
-        why = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise ValueError(f"cannot load {config.checkpoint} as {config.dtype}: {why}") from None
-    return engine
 
 
 async def _either(*events: asyncio.Event) -> None:

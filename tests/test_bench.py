@@ -34,7 +34,10 @@ def ran(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
         (["moe", *TINY, "--tokens", "16", "--repeats", "1"], list(bench_moe.BACKENDS)),
         (["head", *TINY, "--repeats", "1"], ["materialised", "streaming"]),
         (["prefill", *TINY, "--context", "20", "--repeats", "1"], ["prefill", "commit"]),
-        (["load", *TINY, "--quantize", "int8", "--mesh", "expert=2"], ["load", "compile a step", "compile it again, cached"]),
+        (
+            ["load", *TINY, "--quantize", "int8", "--mesh", "expert=2"],
+            ["load", "compile a step", "compile it again, cached"],
+        ),
     ],
 )
 def test_every_benchmark_reports(command: list[str], figures: list[str], capsys: pytest.CaptureFixture[str]) -> None:
