@@ -52,15 +52,28 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
     jax.distributed.initialize(address, num_processes, process_id, heartbeat_timeout_seconds=int(4 * LOST_SECONDS))
 
 
+def give_up(why: str) -> None:
+    """Tells process 0 that this one cannot take part, or no longer, so that it waits for no beats. On any other."""
+    with contextlib.suppress(Exception):  # nobody may be there to hear it
+        _store().key_value_set(f"{_PREFIX}/beat/{jax.process_index()}", f"failed {why}", allow_overwrite=True)
+
+
+def lost() -> str | None:
+    """Which process of the group is gone, and how that showed; None while all are there. Known on process 0 alone."""
+    return None if _words is None else _words.lost
+
+
 class Words:
     """From process 0 to all others: words in order, and beats the other way. One a process."""
 
     def __init__(self) -> None:
+        global _words
+        _words = self
         self._store = _store()
         self._index, self._count = jax.process_index(), jax.process_count()
         self._next = 0  # number of the next word
         self._kept = 0  # the first word that is still in the store
-        self._lost: str | None = None
+        self.lost: str | None = None
         self._over = threading.Event()
         work = self._watch if self._index == 0 else self._beat
         threading.Thread(target=work, name="group", daemon=True).start()
@@ -83,15 +96,14 @@ class Words:
             return word
 
     def fail(self, why: str) -> None:
-        """Tells process 0 that this one is about to go, rather than have it wait for a beat."""
-        with contextlib.suppress(Exception):  # nobody may be there to hear it
-            self._store.key_value_set(f"{_PREFIX}/beat/{self._index}", f"failed {why}", allow_overwrite=True)
+        """As `give_up`, of a process that has begun."""
+        give_up(why)
         self._over.set()
 
     def require_all(self) -> None:
         """Raises LostProcessError if a process is gone. On process 0."""
-        if self._lost is not None:
-            raise LostProcessError(self._lost)
+        if self.lost is not None:
+            raise LostProcessError(self.lost)
 
     def run(self, work: Callable[[], Any]) -> Any:
         """The result of `work`, which may wait for all processes: given up where one of them is gone.
@@ -135,15 +147,15 @@ class Words:
 
     def _watch(self) -> None:
         seen: dict[int, tuple[str, float]] = {i: ("", time.monotonic()) for i in range(1, self._count)}
-        while not self._over.wait(BEAT_SECONDS / 2) and self._lost is None:
+        while not self._over.wait(BEAT_SECONDS / 2) and self.lost is None:
             for index, (before, since) in seen.items():
                 beat = self._last_beat(index)
                 if beat.startswith("failed"):
-                    self._lost = f"process {index} of {self._count} {beat}"
+                    self.lost = f"process {index} of {self._count} {beat}"
                 elif beat != before:
                     seen[index] = (beat, time.monotonic())
                 elif before and time.monotonic() - since > LOST_SECONDS:
-                    self._lost = f"process {index} of {self._count} has not been heard of for {LOST_SECONDS:.0f} s"
+                    self.lost = f"process {index} of {self._count} has not been heard of for {LOST_SECONDS:.0f} s"
             self._forget([beat for beat, _ in seen.values()])
 
     def _last_beat(self, index: int) -> str:
@@ -159,6 +171,9 @@ class Words:
             with contextlib.suppress(Exception):
                 self._store.key_value_delete(f"{_PREFIX}/word/{number}")
         self._kept = max(self._kept, heard)
+
+
+_words: Words | None = None
 
 
 def _store() -> Any:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from aiohttp import web
 
+from serve import group
 from serve.access import log_what_is_no_http
 from serve.app import create_app
 from serve.config import ServeConfig, parse_flags
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with contextlib.ExitStack() as resources:
             try:
-                if not _interruptibly(lambda: _leads(config)):
+                if not _interruptibly(lambda: group.leads(config)):
                     return _follow(config)
                 # The port comes before the checkpoint: loading may take minutes.
                 listener = resources.enter_context(_listen(config.host, config.port))
@@ -83,8 +84,7 @@ async def serve(engine: Engine, config: ServeConfig, listener: socket.socket) ->
         await _either(app[WORKER].warm, stop)
         if app[WORKER].state == "failed":
             return _CANNOT_START
-        await _either(app[WORKER].broken, stop)
-        if app[WORKER].state == "failed" and config.coordinator is not None:
+        if config.coordinator is not None and await group.is_lost(app[WORKER].broken, stop):
             return _GROUP_LOST  # so that whoever started the group starts it again
         await stop.wait()
         logger.info("stopping; open requests have %g s, another Ctrl-C ends them now", config.shutdown_seconds)
@@ -161,27 +161,17 @@ def _interruptibly(work: Callable[[], T], patience: float = 0.0) -> T:
         signal.signal(signal.SIGTERM, before)
 
 
-def _leads(config: ServeConfig) -> bool:
-    """Joins the group that the flags describe; whether this process takes its requests. Raises ValueError."""
-    if config.coordinator is None and config.num_processes is None and config.process_id is None:
-        return True
-    import jax  # only once the flags are known to be right
-
-    from dgemma_jax import processes
-
-    try:
-        processes.join(config.coordinator, config.num_processes, config.process_id)
-    except (ValueError, RuntimeError) as error:
-        raise ValueError(f"--coordinator: {error}") from None
-    return config.coordinator is None or jax.process_index() == 0
-
-
 def _follow(config: ServeConfig) -> int:
     """Does what the first process does, until it sends this one home; returns the exit status."""
     import dgemma_jax
     from dgemma_jax.engine import follow
+    from dgemma_jax.processes import give_up
 
-    model = _interruptibly(lambda: _loaded(config, dgemma_jax.load))
+    try:
+        model = _interruptibly(lambda: _loaded(config, dgemma_jax.load))
+    except BaseException as error:
+        give_up(f"to load the checkpoint: {error or type(error).__name__}")
+        raise
     logger.info("following process 0")
     try:
         # Whoever stops a group may stop all of its processes at once: the first one still has requests to finish.
@@ -283,9 +273,10 @@ def leave(status: int) -> NoReturn:
     """Ends the process, whatever its threads are doing."""
     logging.shutdown()
     sys.stderr.flush()
-    if threading.active_count() > 1:
+    if status or threading.active_count() > 1:
         # A thread inside XLA cannot be interrupted, and aborts the process when the interpreter ends around it;
-        # a prompt under way would be waited for. Neither has anything to lose: every client has its answer.
+        # a prompt under way would be waited for, and so would the rest of a group by one that fails. None has anything
+        # to lose: every client has its answer.
         os._exit(status)
     sys.exit(status)
 
