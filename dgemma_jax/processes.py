@@ -8,6 +8,8 @@ first one notices who stops.
 from __future__ import annotations
 
 import contextlib
+import os
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +21,7 @@ BEAT_SECONDS = 1.0
 LOST_SECONDS = 15.0
 _PREFIX = "dgemma"
 _WAIT_MS = 1000
+_JOIN_MS = 60_000
 
 
 class LostProcessError(RuntimeError):
@@ -48,8 +51,36 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
     # On CPUs programs that do not wait for each other would run at once, and their collectives meet those of others.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     address = None if coordinator == "auto" else coordinator
-    # The longest a process may be dead before JAX itself ends the others; the first process notices sooner, below.
-    jax.distributed.initialize(address, num_processes, process_id, heartbeat_timeout_seconds=int(4 * LOST_SECONDS))
+    is_said = None not in (address, num_processes, process_id)
+    try:
+        jax.distributed.initialize(
+            address,
+            num_processes,
+            process_id,
+            cluster_detection_method="deactivate" if is_said else None,
+            # The longest a process may be dead before JAX itself ends the others; the first one notices sooner, below.
+            heartbeat_timeout_seconds=int(4 * LOST_SECONDS),
+        )
+    except ValueError as error:
+        raise ValueError(
+            "the environment is not that of a cluster that JAX knows (SLURM, TPU, Open MPI, or Kubernetes with the "
+            f"package `kubernetes`): give the coordinator as host:port, num_processes and process_id ({error})"
+        ) from None
+    if not is_said:
+        _use_devices_of_host()
+
+
+def _use_devices_of_host() -> None:
+    """All devices for a process that is alone on its host, as they are for one that was told of its group.
+
+    Of a cluster JAX gives each process the one device that has the process's number on its host.
+    """
+    store, group = _store(), _group()
+    store.key_value_set(f"{_PREFIX}/host/{group.process_id}", socket.gethostname())
+    hosts = [store.blocking_key_value_get(f"{_PREFIX}/host/{i}", _JOIN_MS) for i in range(group.num_processes)]
+    if hosts.count(socket.gethostname()) == 1 and not os.environ.get("JAX_LOCAL_DEVICE_IDS"):
+        for name in ("jax_cuda_visible_devices", "jax_rocm_visible_devices"):
+            jax.config.update(name, os.environ.get(name.upper(), "all"))
 
 
 def give_up(why: str) -> None:
@@ -176,11 +207,16 @@ class Words:
 _words: Words | None = None
 
 
-def _store() -> Any:
-    """The key-value store of the group. JAX has no public name for it; Orbax and others take it from here too."""
+def _group() -> Any:
+    """What JAX knows of the group without starting a device, which has no public name."""
     from jax._src import distributed
 
-    client = distributed.global_state.client
+    return distributed.global_state
+
+
+def _store() -> Any:
+    """The key-value store of the group. JAX has no public name for it; Orbax and others take it from here too."""
+    client = _group().client
     if client is None:
         raise RuntimeError("this process is not in a group: `join` one first")
     return client

@@ -69,6 +69,8 @@ def convert(conversion: Conversion) -> Result:
         ValueError: `out` holds something else, the disk has no room, or quantised weights cannot be written so.
     """
     started = time.monotonic()
+    if ".." in conversion.out.parts:  # "x/.." is a folder, perhaps a full one, before x is there
+        conversion = dataclasses.replace(conversion, out=conversion.out.resolve())
     stored, config = open_source(conversion.source, conversion.config)
     to = conversion.to or ("orbax" if stored.layout == "safetensors" else "safetensors")
     _require_possible(conversion, stored, to)
@@ -129,6 +131,8 @@ def _facts(conversion: Conversion, source: Source, to: str) -> dict[str, Any]:
 def _begin(conversion: Conversion, facts: dict[str, Any]) -> None:
     """Makes the folder, or recognises it as this conversion's."""
     out = conversion.out
+    if conversion.source.resolve() in out.resolve().parents:  # also by way of ".."
+        raise ValueError(f"{out} is inside of {conversion.source}, which would change; choose another folder")
     file = out / MANIFEST_FILE
     if file.is_file():
         before = json.loads(file.read_text(encoding="utf-8"))

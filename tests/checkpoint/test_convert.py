@@ -150,6 +150,14 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path: Path, capsys: pyte
     assert bits(tmp_path / "mine") == before and not (tmp_path / "mine" / "conversion.json").exists()
 
 
+@pytest.mark.parametrize("out", ["x/..", "x/../.", "orbax", "."])
+def test_the_source_itself_is_left_alone(out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(TINY, tmp_path / "mine")
+    before = sorted(tmp_path.rglob("*"))
+    assert "choose another folder" in refused(capsys, tmp_path / "mine", tmp_path / "mine" / out)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_a_dtype_is_what_config_and_tensors_then_have(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(capsys, TINY, tmp_path / "out", "--to", "safetensors", "--dtype", "bfloat16")
     assert {dtype for dtype, _, _ in bits(tmp_path / "out").values()} == {"bfloat16"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fake_slurm
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from tiny_checkpoint import write_checkpoint
@@ -25,6 +27,7 @@ from serve.checkpoint_engine import CheckpointEngine
 from serve.config import PUBLISHED_NAME, ServeConfig
 from serve.handlers import WORKER
 
+ROOT = Path(__file__).parents[2]
 SECONDS = 120
 FLAGS = ["--dtype", "float32", "--quantize", "int8", "--slots", "1", "--no-thinking"]
 
@@ -32,7 +35,7 @@ FLAGS = ["--dtype", "float32", "--quantize", "int8", "--slots", "1", "--no-think
 class Group:
     """The two processes; requests go to the first."""
 
-    def __init__(self, checkpoints: list[Path], logs: Path) -> None:
+    def __init__(self, checkpoints: list[Path], logs: Path, *, slurm: bool = False) -> None:
         with contextlib.ExitStack() as probes:
             ports = []
             for _ in range(2):
@@ -41,14 +44,17 @@ class Group:
                 ports.append(probe.getsockname()[1])
         self.address = f"http://127.0.0.1:{ports[0]}"
         flags = ["--port", str(ports[0]), "--compilation-cache", str(logs / "xla")]
-        joined = ["--mesh", "expert=2", "--coordinator", f"127.0.0.1:{ports[1]}", "--num-processes", "2"]
+        job, flags = fake_slurm.free_job() if slurm else None, [*flags, "--mesh", "expert=2"]
         self.logs = [logs / f"log{index}" for index in range(2)]
         self.both = []
         for index, (checkpoint, log) in enumerate(zip(checkpoints, self.logs, strict=True)):
-            own = ["--checkpoint", str(checkpoint), "--process-id", str(index)]
-            command = [sys.executable, "-m", "serve", *FLAGS, *flags, *joined, *own]
+            joined = ["--coordinator", "auto"]
+            if job is None:
+                joined = ["--coordinator", f"127.0.0.1:{ports[1]}", "--num-processes", "2", "--process-id", str(index)]
+            command = [sys.executable, "-m", "serve", *FLAGS, *flags, *joined, "--checkpoint", str(checkpoint)]
+            env = os.environ | ({} if job is None else fake_slurm.environment(job, 2, index))
             with log.open("wb") as file:  # gloo writes to stdout
-                self.both.append(subprocess.Popen(command, stdout=file, stderr=file, cwd=Path(__file__).parents[2]))
+                self.both.append(subprocess.Popen(command, stdout=file, stderr=file, cwd=ROOT, env=env))
 
     def ask(self, path: str, body: dict[str, Any] | None = None) -> tuple[int, str]:
         data = None if body is None else json.dumps(body).encode()
@@ -84,7 +90,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def group(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Group]:
-    made = Group([folder, folder], tmp_path_factory.mktemp("group"))
+    made = Group([folder, folder], tmp_path_factory.mktemp("group"), slurm=True)
     try:
         made.wait_for("/v1/health/ready")
         yield made
@@ -133,3 +139,12 @@ def test_a_process_that_cannot_load_ends_the_group_with_its_reason(folder: Path,
     first, second = (log.read_text() for log in group.logs)
     assert "process 1 of 2 failed to load the checkpoint: --checkpoint" in first
     assert f"serve: --checkpoint {tmp_path / 'nothing'} is not a folder" in second
+
+
+def test_an_environment_that_is_no_cluster_is_one_line_and_status_2() -> None:
+    known = ("SLURM_", "KUBERNETES_", "OMPI_", "TPU_", "JAX_COORDINATOR")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(known)}
+    command = [sys.executable, "-m", "serve", "--coordinator", "auto"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "serve: --coordinator: the environment is not that of a cluster that JAX knows" in done.stderr
