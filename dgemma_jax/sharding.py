@@ -200,6 +200,14 @@ def pin(x: jax.Array, mesh: Mesh | None, *logical: str) -> jax.Array:
     return x if mesh is None else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec(logical, x.shape, mesh)))
 
 
+def pin_rows(tree: T, mesh: Mesh | None) -> T:
+    """Values of rows inside a program, cut between the devices of `data` where that divides them."""
+    if mesh is None:
+        return tree
+    places = jax.tree.map(lambda x: NamedSharding(mesh, spec(["rows"], x.shape[:1], mesh)), tree)
+    return jax.lax.with_sharding_constraint(tree, places)
+
+
 def by_rows(function: Callable[[jax.Array], T], mesh: Mesh | None) -> Callable[[jax.Array], T]:
     """A function of each row alone, for operations that the compiler would bring the rows together for."""
 
