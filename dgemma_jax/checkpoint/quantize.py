@@ -33,10 +33,11 @@ def is_quantizable(path: Path) -> bool:
 
 
 def group_size(inputs: int) -> int:
-    """Inputs of a group: their largest even divisor, up to `LARGEST_GROUP`. Raises ValueError for an odd number."""
+    """Inputs of a group: the largest divisor of half of them, up to `LARGEST_GROUP`. Raises ValueError for odd ones."""
     if inputs % 2:
         raise ValueError(f"a matrix with {inputs} inputs cannot be quantised to int4: the number must be even")
-    return next(size for size in range(LARGEST_GROUP, 0, -2) if inputs % size == 0)
+    half = inputs // 2
+    return next(size for size in range(min(LARGEST_GROUP, half), 0, -1) if half % size == 0)
 
 
 def matrix_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -89,11 +90,11 @@ def _int4(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     scale = (np.abs(grouped).max(axis=-1, keepdims=True) / 7).astype(ml_dtypes.bfloat16)
     scale[scale == 0] = 1
     numbers = np.clip(np.rint(grouped / scale.astype(np.float32)), -7, 7).astype(np.int8) + 8
-    pairs = numbers.astype(np.uint8).reshape(len(rows), -1, 2)
-    return pairs[..., 0] | pairs[..., 1] << 4, scale[..., 0]
+    low, high = np.split(numbers.astype(np.uint8).reshape(len(rows), -1), 2, axis=-1)
+    return low | high << 4, scale[..., 0]
 
 
 def full(weight: Quantized, shape: tuple[int, ...]) -> np.ndarray:
     """What a quantised weight stands for, float32: for tests and measurements of the error."""
-    numbers = jnp.stack(widened(weight, jnp.dtype("float32")), axis=-1).reshape(weight.shape)
+    numbers = jnp.concatenate(widened(weight, jnp.dtype("float32")), axis=-1)
     return np.asarray(numbers * weight.scale[..., None] if weight.bits == 8 else numbers).reshape(shape)

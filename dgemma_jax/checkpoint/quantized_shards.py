@@ -12,8 +12,7 @@ device, to the bit.
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -58,15 +57,16 @@ def forms(path: Path, shape: tuple[int, ...], kind: Kind) -> tuple[Form, Form]:
 def abstract(path: Path, parameter: nnx.Variable, kind: Kind, mesh: Mesh | None) -> Quantized:
     """A quantised parameter with `jax.ShapeDtypeStruct`s for arrays, each with its sharding.
 
-    Inputs are cut where every device gets whole groups of them; else they are whole on every device.
+    Inputs are cut in eight bits alone: in four, a byte holds one of the first and one of the second half of them.
     """
     both, axes = forms(path, parameter.shape, kind), parameter.get_metadata("axes")
     if mesh is None:
         alone = sharding.parameter_sharding(parameter, None)
         return Quantized(_struct(both[0], alone), _struct(both[1], alone), BITS[kind])
     outputs = len(both[0].shape) - 1
-    groups = both[1].shape[-1] if kind == "int4" else both[0].shape[-1]
-    spec = _spec(axes[: outputs + 1], parameter.shape, groups, mesh)
+    # The matrix's inputs may be several axes of the parameter, of which the first is the one that is cut.
+    cut = tuple(sharding.spec(axes, parameter.shape, mesh))[: outputs + 1 if kind == "int8" else outputs]
+    spec = PartitionSpec(*cut, *(None,) * (outputs + 1 - len(cut)))
     places = [NamedSharding(mesh, PartitionSpec(*spec[: len(form.shape)])) for form in both]
     values, scale = map(_struct, both, places)
     return Quantized(values, scale, BITS[kind], None if "experts" in axes else places[0])
@@ -74,14 +74,6 @@ def abstract(path: Path, parameter: nnx.Variable, kind: Kind, mesh: Mesh | None)
 
 def _struct(form: Form, place: jax.sharding.Sharding) -> Any:
     return jax.ShapeDtypeStruct(*form, sharding=place)
-
-
-def _spec(axes: Sequence[str], shape: Sequence[int], groups: int, mesh: Mesh) -> PartitionSpec:
-    """How a matrix is cut: its outputs as the table says, its inputs as the table says of the first axis of them."""
-    *cut, last = (sharding.axes_of(name, size, mesh) for name, size in zip(axes, shape, strict=False))
-    if groups % math.prod(mesh.shape[axis] for axis in last):
-        last = ()
-    return PartitionSpec(*(one or None for one in (*cut, last)))
 
 
 def from_files(files: TensorFiles, entry: Entry, target: Quantized, kind: Kind) -> Quantized:

@@ -17,7 +17,8 @@ from dgemma_jax.model.quantized import Quantized
 
 
 def einsum(formula: str, x: jax.Array, weight: Quantized) -> jax.Array:
-    """As `quantized.einsum`: each device with its part, and a sum over devices where the inputs are cut.
+    """As `quantized.einsum`: each device with its part, and a sum over devices where the inputs are cut. Where they are
+    not and those of `x` are, as in four bits, `x` is brought together.
 
     The first axis of `x` are rows, which may be spread over `data`.
     """
@@ -29,7 +30,7 @@ def einsum(formula: str, x: jax.Array, weight: Quantized) -> jax.Array:
     right, out = formula.split(",")[1].split("->")
     summed = sum(axis not in out for axis in right)
     (rows,), whole = sharding.spec(["rows"], x.shape[:1], mesh), (None,) * (x.ndim - summed - 1)
-    scale = spec if weight.bits == 4 else PartitionSpec(*outputs)
+    scale = PartitionSpec(*outputs)  # of four bits its groups are whole
 
     def local(x: jax.Array, weight: Quantized) -> jax.Array:
         made = quantized.einsum(formula, x, dataclasses.replace(weight, place=None))

@@ -1,7 +1,7 @@
 """Weights of 8 or 4 bits, and products with them that never hold the whole weight in full precision.
 
     int8   one scale an output channel; the scale is applied to the product
-    int4   one scale for every group of inputs; two numbers in a byte, neighbours: the first in the low four bits
+    int4   one scale for every group of inputs; two numbers in a byte: the first half of a row in the low four bits
 
 A product runs over tiles of output channels; a tile is widened, used and thrown away. Only weights are quantised:
 activations keep their type. `dgemma_jax.checkpoint.quantize` makes these from full weights.
@@ -53,17 +53,17 @@ class Quantized:
 
 
 def widened(weight: Quantized, dtype: jnp.dtype) -> tuple[jax.Array, ...]:
-    """The numbers of a (small) weight: of int8 all, still to be scaled; of int4 those of even and of odd inputs."""
+    """The numbers of a (small) weight: of int8 all, still to be scaled; of int4 those of both halves of the inputs."""
     if weight.bits == 8:
         return (weight.values.astype(dtype),)
-    scale = weight.scale.astype(jnp.float32)[..., None]
+    scales = jnp.split(weight.scale.astype(jnp.float32)[..., None], 2, axis=-2)
 
-    def scaled(numbers: jax.Array) -> jax.Array:
+    def scaled(numbers: jax.Array, scale: jax.Array) -> jax.Array:
         # fp32: the product of number and scale is rounded once.
         grouped = numbers.reshape(*scale.shape[:-1], -1).astype(jnp.float32) - _OFFSET
         return (grouped * scale).astype(dtype).reshape(numbers.shape)
 
-    return scaled(weight.values & 15), scaled(weight.values >> 4)
+    return scaled(weight.values & 15, scales[0]), scaled(weight.values >> 4, scales[1])
 
 
 def product(x_AZ: jax.Array, weight: Quantized) -> jax.Array:
@@ -84,8 +84,8 @@ def _tile(x_AZ: jax.Array, weight: Quantized) -> jax.Array:
     def times(x_AZ: jax.Array, numbers_YZ: jax.Array) -> jax.Array:
         return jnp.einsum("az,yz->ay", x_AZ, numbers_YZ, precision=exact, preferred_element_type=jnp.float32)
 
-    # Even inputs with their numbers, odd ones with theirs: the numbers need not be put together.
-    y_AY = sum((times(x_AZ[:, index :: len(parts)], part) for index, part in enumerate(parts)), jnp.float32(0))
+    # Each half of the inputs with its own half of the numbers: they need not be put together.
+    y_AY = sum(map(times, jnp.split(x_AZ, len(parts), axis=-1), parts), jnp.float32(0))
     return (y_AY * weight.scale[None] if weight.bits == 8 else y_AY).astype(x_AZ.dtype)
 
 
