@@ -16,8 +16,9 @@ from jax.typing import ArrayLike
 from dgemma_jax import cache as kv
 from dgemma_jax import compiled
 from dgemma_jax.buckets import capacity_bucket, chunks, image_groups, patch_bucket, prefill_bucket, prefill_chunk
-from dgemma_jax.checkpoint.load import load_parameters
-from dgemma_jax.checkpoint.quantize import KINDS, Kind, quantize_parameters
+from dgemma_jax.checkpoint.load import load_parameters, stored_kind
+from dgemma_jax.checkpoint.quantize import KINDS, Kind
+from dgemma_jax.checkpoint.quantized_shards import quantize_parameters
 from dgemma_jax.config import ConfigError, GenerationConfig, ModelConfig, ProcessorConfig
 from dgemma_jax.config_json import read_generation_config, read_model_config, read_processor_config
 from dgemma_jax.generate import Generated, generate
@@ -219,7 +220,7 @@ def load(
         mesh: devices to spread the model over: "expert=4,data=2" or a jax Mesh with axes of `data`, `expert` and
             `model` (see `dgemma_jax.sharding`); None for all accelerators present, of CPU devices for one.
         quantize: "int8" (a scale an output channel) or "int4" (a scale for every 64 inputs) for the matrices of
-            experts, attention and MLP; None keeps them as they are. See `checkpoint/quantize.py`. On one device only.
+            experts, attention and MLP; None keeps them as they are stored. See `checkpoint/quantize.py`.
         backend: how the experts run, one of `model.moe.BACKENDS`; None chooses by device and size.
         head: how the sampler passes over the vocabulary, one of `sampling.heads.HEADS`; None chooses by its size.
         lora: folder of an adapter (`dgemma_jax.training.lora`), which is added to the weights.
@@ -231,6 +232,28 @@ def load(
         ValueError: an argument that is not supported, a mesh that does not fit, or a tokenizer with more tokens than
             the model.
     """
+    folder = Path(path)
+    config, kind = read_model_config(folder), jnp.dtype(dtype)
+    quantize = _kind(folder, quantize, lora)
+    _check_choices(dtype, quantize, backend, head)
+    processor = None if config.vision is None else read_processor_config(folder, config)
+    generation, tokenizer = read_generation_config(folder), _read_tokenizer(folder, config)
+    _check_special_ids(folder, generation, config)
+    adapter = None if lora is None else read_adapter(Path(lora), config)
+    chosen = backend or choose_backend(config.text, jax.default_backend(), quantized=quantize is not None)
+    pass_ = head or choose_head(config.text)
+    devices = make_mesh(mesh, config.text)
+    # An adapter is added to full weights.
+    early = quantize if adapter is None else None
+    graphdef, params = load_parameters(folder, config, kind, chosen, pass_, early, devices)
+    if adapter is not None:
+        params = merge_adapter(params, adapter)
+        params = params if quantize is None else quantize_parameters(params, quantize, devices)
+    logger.info("experts run as %s, the vocabulary as %s, matrices in %s", chosen, pass_, quantize or dtype)
+    return Model(config, generation, processor, tokenizer, kind, graphdef, params, devices)
+
+
+def _check_choices(dtype: str, quantize: str | None, backend: str | None, head: str | None) -> None:
     if quantize is not None and quantize not in KINDS:
         raise ValueError(f"quantize must be None or one of {', '.join(KINDS)}, found {quantize!r}")
     if quantize is not None and backend == "ragged_dot":
@@ -241,25 +264,18 @@ def load(
         raise ValueError(f"backend must be None or one of {', '.join(sorted(BACKENDS))}, found {backend!r}")
     if head is not None and head not in HEADS:
         raise ValueError(f"head must be None or one of {', '.join(sorted(HEADS))}, found {head!r}")
-    folder = Path(path)
-    config, kind = read_model_config(folder), jnp.dtype(dtype)
-    processor = None if config.vision is None else read_processor_config(folder, config)
-    generation, tokenizer = read_generation_config(folder), _read_tokenizer(folder, config)
-    _check_special_ids(folder, generation, config)
-    adapter = None if lora is None else read_adapter(Path(lora), config)
-    chosen = backend or choose_backend(config.text, jax.default_backend())
-    pass_ = head or choose_head(config.text)
-    devices = make_mesh(mesh, config.text)
-    if devices is not None and quantize is not None:
-        raise ValueError("quantised weights run on one device only: leave out quantize, or give mesh expert=1")
-    # An adapter is added to full weights.
-    early = quantize if adapter is None else None
-    graphdef, params = load_parameters(folder, config, kind, chosen, pass_, early, devices)
-    if adapter is not None:
-        params = merge_adapter(params, adapter)
-        params = params if quantize is None else quantize_parameters(params, quantize)
-    logger.info("experts run as %s, the vocabulary as %s, matrices in %s", chosen, pass_, quantize or dtype)
-    return Model(config, generation, processor, tokenizer, kind, graphdef, params, devices)
+
+
+def _kind(folder: Path, wanted: Kind | None, lora: str | Path | None) -> Kind | None:
+    """How the matrices are quantised: as they are stored, or as it is wanted. Raises ValueError where that differs."""
+    held = stored_kind(folder)
+    if held is None:
+        return wanted
+    if wanted not in (None, held):
+        raise ValueError(f"{folder} holds matrices in {held}, which is the only quantize for it; found {wanted!r}")
+    if lora is not None:
+        raise ValueError(f"{folder} holds matrices in {held}, and an adapter is added to full ones")
+    return held
 
 
 def _check_special_ids(folder: Path, generation: GenerationConfig, config: ModelConfig) -> None:

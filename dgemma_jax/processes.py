@@ -8,6 +8,8 @@ first one notices who stops.
 from __future__ import annotations
 
 import contextlib
+import os
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +21,7 @@ BEAT_SECONDS = 1.0
 LOST_SECONDS = 15.0
 _PREFIX = "dgemma"
 _WAIT_MS = 1000
+_JOIN_MS = 60_000
 
 
 class LostProcessError(RuntimeError):
@@ -48,19 +51,60 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
     # On CPUs programs that do not wait for each other would run at once, and their collectives meet those of others.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     address = None if coordinator == "auto" else coordinator
-    # The longest a process may be dead before JAX itself ends the others; the first process notices sooner, below.
-    jax.distributed.initialize(address, num_processes, process_id, heartbeat_timeout_seconds=int(4 * LOST_SECONDS))
+    is_said = None not in (address, num_processes, process_id)
+    try:
+        jax.distributed.initialize(
+            address,
+            num_processes,
+            process_id,
+            cluster_detection_method="deactivate" if is_said else None,
+            # The longest a process may be dead before JAX itself ends the others; the first one notices sooner, below.
+            heartbeat_timeout_seconds=int(4 * LOST_SECONDS),
+        )
+    except ValueError as error:
+        raise ValueError(
+            "the environment is not that of a cluster that JAX knows (SLURM, TPU, Open MPI, or Kubernetes with the "
+            f"package `kubernetes`): give the coordinator as host:port, num_processes and process_id ({error})"
+        ) from None
+    if not is_said:
+        _use_devices_of_host()
+
+
+def _use_devices_of_host() -> None:
+    """All devices for a process that is alone on its host, as they are for one that was told of its group.
+
+    Of a cluster JAX gives each process the one device that has the process's number on its host.
+    """
+    store, group = _store(), _group()
+    store.key_value_set(f"{_PREFIX}/host/{group.process_id}", socket.gethostname())
+    hosts = [store.blocking_key_value_get(f"{_PREFIX}/host/{i}", _JOIN_MS) for i in range(group.num_processes)]
+    if hosts.count(socket.gethostname()) == 1 and not os.environ.get("JAX_LOCAL_DEVICE_IDS"):
+        for name in ("jax_cuda_visible_devices", "jax_rocm_visible_devices"):
+            jax.config.update(name, os.environ.get(name.upper(), "all"))
+
+
+def give_up(why: str) -> None:
+    """Tells process 0 that this one cannot take part, or no longer, so that it waits for no beats. On any other."""
+    with contextlib.suppress(Exception):  # nobody may be there to hear it
+        _store().key_value_set(f"{_PREFIX}/beat/{jax.process_index()}", f"failed {why}", allow_overwrite=True)
+
+
+def lost() -> str | None:
+    """Which process of the group is gone, and how that showed; None while all are there. Known on process 0 alone."""
+    return None if _words is None else _words.lost
 
 
 class Words:
     """From process 0 to all others: words in order, and beats the other way. One a process."""
 
     def __init__(self) -> None:
+        global _words
+        _words = self
         self._store = _store()
         self._index, self._count = jax.process_index(), jax.process_count()
         self._next = 0  # number of the next word
         self._kept = 0  # the first word that is still in the store
-        self._lost: str | None = None
+        self.lost: str | None = None
         self._over = threading.Event()
         work = self._watch if self._index == 0 else self._beat
         threading.Thread(target=work, name="group", daemon=True).start()
@@ -83,15 +127,14 @@ class Words:
             return word
 
     def fail(self, why: str) -> None:
-        """Tells process 0 that this one is about to go, rather than have it wait for a beat."""
-        with contextlib.suppress(Exception):  # nobody may be there to hear it
-            self._store.key_value_set(f"{_PREFIX}/beat/{self._index}", f"failed {why}", allow_overwrite=True)
+        """As `give_up`, of a process that has begun."""
+        give_up(why)
         self._over.set()
 
     def require_all(self) -> None:
         """Raises LostProcessError if a process is gone. On process 0."""
-        if self._lost is not None:
-            raise LostProcessError(self._lost)
+        if self.lost is not None:
+            raise LostProcessError(self.lost)
 
     def run(self, work: Callable[[], Any]) -> Any:
         """The result of `work`, which may wait for all processes: given up where one of them is gone.
@@ -135,15 +178,15 @@ class Words:
 
     def _watch(self) -> None:
         seen: dict[int, tuple[str, float]] = {i: ("", time.monotonic()) for i in range(1, self._count)}
-        while not self._over.wait(BEAT_SECONDS / 2) and self._lost is None:
+        while not self._over.wait(BEAT_SECONDS / 2) and self.lost is None:
             for index, (before, since) in seen.items():
                 beat = self._last_beat(index)
                 if beat.startswith("failed"):
-                    self._lost = f"process {index} of {self._count} {beat}"
+                    self.lost = f"process {index} of {self._count} {beat}"
                 elif beat != before:
                     seen[index] = (beat, time.monotonic())
                 elif before and time.monotonic() - since > LOST_SECONDS:
-                    self._lost = f"process {index} of {self._count} has not been heard of for {LOST_SECONDS:.0f} s"
+                    self.lost = f"process {index} of {self._count} has not been heard of for {LOST_SECONDS:.0f} s"
             self._forget([beat for beat, _ in seen.values()])
 
     def _last_beat(self, index: int) -> str:
@@ -161,11 +204,19 @@ class Words:
         self._kept = max(self._kept, heard)
 
 
-def _store() -> Any:
-    """The key-value store of the group. JAX has no public name for it; Orbax and others take it from here too."""
+_words: Words | None = None
+
+
+def _group() -> Any:
+    """What JAX knows of the group without starting a device, which has no public name."""
     from jax._src import distributed
 
-    client = distributed.global_state.client
+    return distributed.global_state
+
+
+def _store() -> Any:
+    """The key-value store of the group. JAX has no public name for it; Orbax and others take it from here too."""
+    client = _group().client
     if client is None:
         raise RuntimeError("this process is not in a group: `join` one first")
     return client

@@ -19,15 +19,17 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from dgemma_jax.cache import Cache
 from dgemma_jax.config import TextConfig
+
+if TYPE_CHECKING:  # caches are made of what attention makes, whose products ask where things lie
+    from dgemma_jax.cache import Cache
 
 AXES = ("data", "expert", "model")
 TABLE: dict[str, tuple[str, ...]] = {
@@ -196,6 +198,14 @@ def pin_cache(cache: Cache, mesh: Mesh | None) -> Cache:
 def pin(x: jax.Array, mesh: Mesh | None, *logical: str) -> jax.Array:
     """A value inside a program, cut by the table; without a mesh it is left alone."""
     return x if mesh is None else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec(logical, x.shape, mesh)))
+
+
+def pin_rows(tree: T, mesh: Mesh | None) -> T:
+    """Values of rows inside a program, cut between the devices of `data` where that divides them."""
+    if mesh is None:
+        return tree
+    places = jax.tree.map(lambda x: NamedSharding(mesh, spec(["rows"], x.shape[:1], mesh)), tree)
+    return jax.lax.with_sharding_constraint(tree, places)
 
 
 def by_rows(function: Callable[[jax.Array], T], mesh: Mesh | None) -> Callable[[jax.Array], T]:

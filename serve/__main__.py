@@ -8,18 +8,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from aiohttp import web
 
+from serve import group
 from serve.access import log_what_is_no_http
 from serve.app import create_app
 from serve.config import ServeConfig, parse_flags
@@ -45,8 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with contextlib.ExitStack() as resources:
             try:
-                if not _interruptibly(lambda: _leads(config)):
-                    return _interruptibly(lambda: _follow(config))
+                if not _interruptibly(lambda: group.leads(config)):
+                    return _follow(config)
                 # The port comes before the checkpoint: loading may take minutes.
                 listener = resources.enter_context(_listen(config.host, config.port))
                 _warn_of_open_door(config)
@@ -81,8 +84,7 @@ async def serve(engine: Engine, config: ServeConfig, listener: socket.socket) ->
         await _either(app[WORKER].warm, stop)
         if app[WORKER].state == "failed":
             return _CANNOT_START
-        await _either(app[WORKER].broken, stop)
-        if app[WORKER].state == "failed" and config.coordinator is not None:
+        if config.coordinator is not None and await group.is_lost(app[WORKER].broken, stop):
             return _GROUP_LOST  # so that whoever started the group starts it again
         await stop.wait()
         logger.info("stopping; open requests have %g s, another Ctrl-C ends them now", config.shutdown_seconds)
@@ -123,14 +125,17 @@ class _TerminatedError(Exception):
     """SIGTERM came before there was anything to finish."""
 
 
-def _interruptibly(work: Callable[[], T]) -> T:
+def _interruptibly(work: Callable[[], T], patience: float = 0.0) -> T:
     """The result of `work`, which runs on a thread of its own: this one ends at a signal, whatever `work` is inside of.
+
+    `patience`: seconds that `work` still has after SIGTERM.
 
     Raises:
         KeyboardInterrupt: Ctrl-C.
         _TerminatedError: SIGTERM. Said here and not left to the system, which lets process 1 of a container go on.
     """
     result: Future[T] = Future()
+    deadline = math.inf
 
     def run() -> None:
         try:
@@ -138,49 +143,88 @@ def _interruptibly(work: Callable[[], T]) -> T:
         except BaseException as error:
             result.set_exception(error)
 
-    def terminate(*_: object) -> NoReturn:
-        raise _TerminatedError
+    def terminate(*_: object) -> None:
+        nonlocal deadline
+        if not patience:
+            raise _TerminatedError
+        deadline = min(deadline, time.monotonic() + patience)
 
     before = signal.signal(signal.SIGTERM, terminate)
     try:
         threading.Thread(target=run, name="load", daemon=True).start()
         while not result.done():
             wait((result,), timeout=0.5)  # a signal in the instant before a wait does not end that wait
+            if time.monotonic() > deadline:
+                raise _TerminatedError
         return result.result()
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _leads(config: ServeConfig) -> bool:
-    """Joins the group that the flags describe; whether this process takes its requests. Raises ValueError."""
-    if config.coordinator is None and config.num_processes is None and config.process_id is None:
-        return True
-    import jax  # only once the flags are known to be right
-
-    from dgemma_jax import processes
-
-    try:
-        processes.join(config.coordinator, config.num_processes, config.process_id)
-    except (ValueError, RuntimeError) as error:
-        raise ValueError(f"--coordinator: {error}") from None
-    return config.coordinator is None or jax.process_index() == 0
 
 
 def _follow(config: ServeConfig) -> int:
     """Does what the first process does, until it sends this one home; returns the exit status."""
     import dgemma_jax
     from dgemma_jax.engine import follow
-    from serve.dtype import choose_dtype
+    from dgemma_jax.processes import give_up
 
-    folder = _prepare(config)
-    dtype = choose_dtype(config.dtype, folder)
-    model = dgemma_jax.load(folder, dtype=dtype, lora=config.lora, mesh=config.mesh, backend=config.moe_backend)
     try:
-        follow(model)
+        model = _interruptibly(lambda: _loaded(config, dgemma_jax.load))
+    except BaseException as error:
+        give_up(f"to load the checkpoint: {error or type(error).__name__}")
+        raise
+    logger.info("following process 0")
+    try:
+        # Whoever stops a group may stop all of its processes at once: the first one still has requests to finish.
+        _interruptibly(lambda: follow(model), patience=config.shutdown_seconds + _HANDLER_SECONDS)
     except Exception:
         logger.critical("this process cannot go on, and the group cannot without it", exc_info=True)
         return _GROUP_LOST
     return 0
+
+
+def _load(config: ServeConfig) -> CheckpointEngine:
+    """The engine over the checkpoint. Raises ValueError or OSError that says what is wrong."""
+    from serve.checkpoint_engine import CheckpointEngine
+
+    engine = _loaded(
+        config,
+        CheckpointEngine.load,
+        slots=config.slots,
+        max_context=config.max_model_len,
+        kv_bytes=config.kv_memory,
+        reuse=config.prefix_reuse,
+        apart=config.rows_apart,
+    )
+    logger.info("loaded %s as %s on %s", config.checkpoint, engine.dtype, engine.devices)
+    logger.info(
+        "%d requests at once, of at most %d tokens each (--slots, --max-model-len, --kv-memory)",
+        engine.slots,
+        engine.max_model_len,
+    )
+    return engine
+
+
+def _loaded(config: ServeConfig, load: Callable[..., T], **limits: Any) -> T:
+    """What `load` makes of the checkpoint, told what `dgemma_jax.load` is told: the same in every process of a group.
+
+    Raises ValueError or OSError that says what is wrong.
+    """
+    from serve.dtype import choose_dtype
+
+    folder = _prepare(config)
+    model = {
+        "dtype": choose_dtype(config.dtype, folder),
+        "lora": config.lora,
+        "mesh": config.mesh,
+        "backend": config.moe_backend,
+        "quantize": config.quantize,
+    }
+    try:
+        return load(folder, **model, **limits)
+    except (RuntimeError, MemoryError) as error:  # JAX: no such backend, or no room on the device
+        logger.debug("loading failed", exc_info=True)
+        why = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise ValueError(f"cannot load {config.checkpoint} as {config.dtype}: {why}") from None
 
 
 def _prepare(config: ServeConfig) -> Path:
@@ -199,38 +243,6 @@ def _prepare(config: ServeConfig) -> Path:
     except OSError as error:
         logger.warning("--compilation-cache %s cannot be used, going on without: %s", config.compilation_cache, error)
     return folder
-
-
-def _load(config: ServeConfig) -> CheckpointEngine:
-    """The engine over the checkpoint. Raises ValueError or OSError that says what is wrong."""
-    from serve.checkpoint_engine import CheckpointEngine
-
-    folder = _prepare(config)
-    try:
-        engine = CheckpointEngine.load(
-            folder,
-            config.dtype,
-            config.lora,
-            mesh=config.mesh,
-            backend=config.moe_backend,
-            quantize=config.quantize,
-            slots=config.slots,
-            max_context=config.max_model_len,
-            kv_bytes=config.kv_memory,
-            reuse=config.prefix_reuse,
-            apart=config.rows_apart,
-        )
-        logger.info("loaded %s as %s on %s", config.checkpoint, engine.dtype, engine.devices)
-        logger.info(
-            "%d requests at once, of at most %d tokens each (--slots, --max-model-len, --kv-memory)",
-            engine.slots,
-            engine.max_model_len,
-        )
-    except (RuntimeError, MemoryError) as error:  # JAX: no such backend, or no room on the device
-        logger.debug("loading failed", exc_info=True)
-        why = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise ValueError(f"cannot load {config.checkpoint} as {config.dtype}: {why}") from None
-    return engine
 
 
 async def _either(*events: asyncio.Event) -> None:
@@ -263,9 +275,10 @@ def leave(status: int) -> NoReturn:
     """Ends the process, whatever its threads are doing."""
     logging.shutdown()
     sys.stderr.flush()
-    if threading.active_count() > 1:
+    if status or threading.active_count() > 1:
         # A thread inside XLA cannot be interrupted, and aborts the process when the interpreter ends around it;
-        # a prompt under way would be waited for. Neither has anything to lose: every client has its answer.
+        # a prompt under way would be waited for, and so would the rest of a group by one that fails. None has anything
+        # to lose: every client has its answer.
         os._exit(status)
     sys.exit(status)
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from flax import nnx
 from golden import reading
 
+from dgemma_jax import sharding
 from dgemma_jax.config import DIFFUSION_GEMMA_26B_A4B
-from tools import bench, bench_head, bench_moe, roofline
+from tools import bench, bench_head, bench_model, bench_moe, roofline
 from tools.bench_timing import Peaks, Sample, figure
 from tools.module_cost import matrix_flops
 
@@ -30,7 +34,10 @@ def ran(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
         (["moe", *TINY, "--tokens", "16", "--repeats", "1"], list(bench_moe.BACKENDS)),
         (["head", *TINY, "--repeats", "1"], ["materialised", "streaming"]),
         (["prefill", *TINY, "--context", "20", "--repeats", "1"], ["prefill", "commit"]),
-        (["load", *TINY, "--quantize", "int8"], ["load", "compile a step", "compile it again, cached"]),
+        (
+            ["load", *TINY, "--quantize", "int8", "--mesh", "expert=2"],
+            ["load", "compile a step", "compile it again, cached"],
+        ),
     ],
 )
 def test_every_benchmark_reports(command: list[str], figures: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -40,6 +47,34 @@ def test_every_benchmark_reports(command: list[str], figures: list[str], capsys:
     assert all(line["median_ms"] > 0 for line in found["figures"])
     if command[0] != "load":
         assert found["peaks"]["gflops"] > 0 and all(line["share"] > 0 for line in found["figures"])
+
+
+@pytest.mark.parametrize(
+    "command", [["step", "--context", "20"], ["moe", "--tokens", "16"], ["prefill", "--context", "20"]]
+)
+def test_a_mesh_is_used_and_reported(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    found = ran(capsys, *command, *TINY, "--repeats", "1", "--mesh", "expert=2")
+    assert found["settings"]["mesh"] == "expert=2 over 2 devices"
+    assert all(line["median_ms"] > 0 for line in found["figures"])
+
+
+def test_random_weights_are_made_on_their_devices_and_are_those_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(bench_model.PRESETS, "mini", reading.model("text_only").config)
+
+    def made(*mesh: str) -> Any:
+        parser = argparse.ArgumentParser()
+        bench_model.add_options(parser)
+        return bench_model.model_of(parser.parse_args(["--preset", "mini", *mesh]))
+
+    one, spread = made(), made("--mesh", "expert=2,model=2")
+    for (path, whole), (_, part) in zip(*(nnx.to_flat_state(model.params) for model in (one, spread)), strict=True):
+        assert part[...].sharding == sharding.parameter_sharding(part, spread.mesh), path
+        np.testing.assert_allclose(part[...], whole[...], rtol=1e-6, err_msg=str(path))
+
+
+def test_a_mesh_that_cannot_be_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main(["step", *TINY, "--mesh", "expert=5"]) == 2
+    assert "expert=5 does not divide the model's 12 experts" in capsys.readouterr().err
 
 
 def test_the_table_says_the_same_for_people(capsys: pytest.CaptureFixture[str]) -> None:

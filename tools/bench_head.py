@@ -27,7 +27,7 @@ AGREE = {"float32": 1e-4, "bfloat16": 0.05}
 def add_command(commands: Any) -> None:
     """Declares the command."""
     parser = commands.add_parser("head", help="the vocabulary pass", description=__doc__)
-    bench_model.add_options(parser, context=False)
+    bench_model.add_options(parser, context=False, mesh=False)
     parser.add_argument("--rows", type=int, default=1, help="canvases (default %(default)s)")
     parser.set_defaults(run=printing(measure))
 

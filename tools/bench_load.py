@@ -17,6 +17,8 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
 import dgemma_jax
+from dgemma_jax.sharding import describe
+from tools.bench_model import add_mesh
 from tools.bench_report import printing, report, shown
 from tools.bench_step import prepared
 
@@ -29,6 +31,7 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="the folder to load")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="default %(default)s")
     parser.add_argument("--quantize", choices=("int8", "int4"), help="weights of 8 or 4 bits (default: neither)")
+    add_mesh(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=printing(measure))
 
@@ -37,7 +40,8 @@ def measure(options: argparse.Namespace) -> str:
     """Measures and reports. Every figure is of one run: a file that was read once is in memory the next time."""
     jax.block_until_ready(jnp.zeros(1))  # the device's own start is not the checkpoint's
     before = peak_memory()
-    model, loading = timed(lambda: ready(dgemma_jax.load(options.checkpoint, options.dtype, quantize=options.quantize)))
+    choices = {"mesh": options.mesh, "quantize": options.quantize}
+    model, loading = timed(lambda: ready(dgemma_jax.load(options.checkpoint, options.dtype, **choices)))
     after = peak_memory()
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
     cache = model.prefill(np.zeros((1, 1), np.int64))
@@ -54,6 +58,7 @@ def measure(options: argparse.Namespace) -> str:
         "peak resident GB": {"before": before / 1e9, "loaded": after / 1e9},
     }
     settings = {"model": str(options.checkpoint), "dtype": options.dtype, "quantize": options.quantize}
+    settings["mesh"] = describe(model.mesh)
     return shown(report("load", settings, figures, **more), options.json)
 
 

@@ -11,17 +11,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 import dgemma_jax
+from dgemma_jax.checkpoint.names import abstract_model
 from dgemma_jax.config import PRESETS, GenerationConfig, ModelConfig
 from dgemma_jax.config_json import read_model_config
 from dgemma_jax.model.diffusion_gemma import DiffusionGemma
 from dgemma_jax.model.moe import BACKENDS, choose_backend
 from dgemma_jax.sampling.heads import HEADS, choose_head
+from dgemma_jax.sharding import describe, make_mesh, parameter_sharding, spread
 from tools.options import positive
 
 
-def add_options(parser: argparse.ArgumentParser, *, context: bool = True) -> None:
+def add_options(parser: argparse.ArgumentParser, *, context: bool = True, mesh: bool = True) -> None:
     """What every benchmark of a model takes."""
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
@@ -33,9 +36,23 @@ def add_options(parser: argparse.ArgumentParser, *, context: bool = True) -> Non
     parser.add_argument("--head", choices=sorted(HEADS), help="how the vocabulary is passed over (default: by size)")
     parser.add_argument("--repeats", type=positive, default=5, help="rounds (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and tokens (default %(default)s)")
+    if mesh:
+        add_mesh(parser)
     if context:
         parser.add_argument("--context", type=positive, default=512, help="prompt tokens (default %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def add_mesh(parser: argparse.ArgumentParser) -> None:
+    """The devices to run on."""
+    parser.add_argument(
+        "--mesh", metavar="AXES", help="devices, as expert=8 or expert=4,model=2 (default: all accelerators, one CPU)"
+    )
+
+
+def mesh_of(options: argparse.Namespace, config: ModelConfig) -> Mesh | None:
+    """The mesh that is asked for. Raises ValueError for one that cannot be."""
+    return make_mesh(options.mesh, config.text) if "mesh" in options else None
 
 
 def config_of(options: argparse.Namespace) -> ModelConfig:
@@ -50,13 +67,27 @@ def backends_of(options: argparse.Namespace, config: ModelConfig) -> tuple[str, 
 
 
 def model_of(options: argparse.Namespace) -> dgemma_jax.Model:
-    """The model, on the default device."""
+    """The model, on its devices."""
     config, dtype = config_of(options), jnp.dtype(options.dtype)
     backend, head = backends_of(options, config)
     if options.checkpoint:
-        return dgemma_jax.load(options.checkpoint, dtype=options.dtype, backend=backend, head=head)
-    graphdef, params = nnx.split(DiffusionGemma(config, nnx.Rngs(options.seed), dtype, backend, head))
-    return dgemma_jax.Model(config, GenerationConfig(), None, None, dtype, graphdef, params)
+        return dgemma_jax.load(options.checkpoint, dtype=options.dtype, mesh=options.mesh, backend=backend, head=head)
+    mesh = mesh_of(options, config)
+    if mesh is None:
+        graphdef, params = nnx.split(DiffusionGemma(config, nnx.Rngs(options.seed), dtype, backend, head))
+    else:
+        graphdef, params = nnx.split(spread(abstract_model(config, dtype, backend, head), mesh))
+        places = jax.tree.map(
+            lambda leaf: leaf.replace(parameter_sharding(leaf, mesh)),
+            params,
+            is_leaf=lambda x: isinstance(x, nnx.Variable),
+        )
+
+        def fresh() -> nnx.State:
+            return nnx.state(DiffusionGemma(config, nnx.Rngs(options.seed), dtype, backend, head))
+
+        params = jax.jit(fresh, out_shardings=places)()  # each device makes its own part
+    return dgemma_jax.Model(config, GenerationConfig(), None, None, dtype, graphdef, params, mesh)
 
 
 def settings_of(options: argparse.Namespace, model: ModelConfig) -> dict[str, Any]:
@@ -64,6 +95,8 @@ def settings_of(options: argparse.Namespace, model: ModelConfig) -> dict[str, An
     backend, head = backends_of(options, model)
     found = {"model": str(options.checkpoint or options.preset), "dtype": options.dtype}
     found |= {"canvas": model.canvas_length, "experts": backend, "head": head, "rounds": options.repeats}
+    if "mesh" in options:
+        found["mesh"] = describe(mesh_of(options, model))
     return found | ({"context": options.context} if "context" in options else {})
 
 

@@ -8,9 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
+from dgemma_jax.model.expert_parallel import over_mesh
 from dgemma_jax.model.moe import BACKENDS
 from dgemma_jax.model.router import Routing
+from dgemma_jax.sharding import place, spec
 from tools import bench_model, roofline
 from tools.bench_report import printing, report, shown
 from tools.bench_step import ratio
@@ -36,17 +39,18 @@ def add_command(commands: Any) -> None:
 def measure(options: argparse.Namespace) -> str:
     """Measures and reports. Raises ValueError for an unknown backend, or for backends that do not agree."""
     config = bench_model.config_of(options)
+    mesh = bench_model.mesh_of(options, config)
     own, _ = bench_model.backends_of(options, config)
     wanted = dict.fromkeys((own, *options.backends))
     if unknown := sorted(set(wanted) - set(BACKENDS)):
         raise ValueError(f"--backends must be some of {', '.join(BACKENDS)}, found {', '.join(unknown)}")
     dtype = jnp.dtype(options.dtype)
-    arguments = inputs(config.text, options.tokens, dtype, options.seed)
-    compiled = {name: jax.jit(BACKENDS[name]).lower(*arguments).compile() for name in wanted}
+    arguments = spread(inputs(config.text, options.tokens, dtype, options.seed), mesh)
+    compiled = {name: jax.jit(over_mesh(BACKENDS[name], mesh)).lower(*arguments).compile() for name in wanted}
     check(compiled, arguments, AGREE[options.dtype])
     candidates = {name: (lambda run=run: run(*arguments)) for name, run in compiled.items()}
     samples = interleaved({**peak_candidates(dtype), **candidates}, options.repeats)
-    peak = peaks(samples)
+    peak = peaks(samples, mesh)
     work = roofline.experts(config.text, options.tokens, dtype.itemsize)
     figures = [figure(name, samples[name], work, peak) for name in wanted]
     more: dict[str, Any] = {"temporaries MB": {name: temporaries(one) for name, one in compiled.items()}}
@@ -69,6 +73,15 @@ def inputs(config: Any, tokens: int, dtype: jnp.dtype, seed: int) -> tuple[jax.A
     routing = Routing(expert_AX, weight_AX / jnp.sum(weight_AX, axis=-1, keepdims=True), probability_AE)
     gate_up_EFD = normal(keys[1], E, 2 * F, D, std=D**-0.5)
     return normal(keys[0], tokens, D), routing, gate_up_EFD, normal(keys[2], E, D, F, std=F**-0.5)
+
+
+def spread(arguments: tuple[Any, ...], mesh: Mesh | None) -> tuple[Any, ...]:
+    """Tokens and routing whole on every device, weights with their experts."""
+    if mesh is None:
+        return arguments
+    x_AD, routing, *weights = arguments
+    places = (NamedSharding(mesh, spec(("experts", "", ""), weight.shape, mesh)) for weight in weights)
+    return (*place((x_AD, routing), mesh), *map(jax.device_put, weights, places))
 
 
 def check(compiled: dict[str, jax.stages.Compiled], arguments: tuple, within: float) -> None:

@@ -32,7 +32,7 @@ def measure(options: argparse.Namespace) -> str:
         "commit": lambda: jax.block_until_ready(model.commit(cache, canvas)),
     }
     samples = interleaved(candidates, options.repeats)
-    peak = peaks(samples)
+    peak = peaks(samples, model.mesh)
     works = {
         "prefill": roofline.layers(config.text, options.context, 0, width),
         "commit": roofline.layers(config.text, config.canvas_length, options.context, width),

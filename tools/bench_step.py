@@ -17,6 +17,7 @@ from dgemma_jax.model.moe_blocks import BLOCK_ROWS
 from dgemma_jax.sampling import denoise
 from dgemma_jax.sampling.draws import KeyedDraws, row_keys
 from dgemma_jax.sampling.settings import Settings
+from dgemma_jax.sharding import place
 from tools import bench_model, roofline
 from tools.bench_report import printing, report, shown
 from tools.bench_timing import Sample, figure, interleaved, peak_candidates, peaks, temporaries
@@ -52,7 +53,7 @@ def measure(options: argparse.Namespace) -> str:
         more["experts of transformers"] = peer.experts
         candidates[THEIRS] = peer.step
     samples = interleaved(candidates, options.repeats)
-    peak = peaks(samples)
+    peak = peaks(samples, model.mesh)
     work = roofline.step(config.text, config.canvas_length, options.context, width)
     figures = [figure(OURS, samples[OURS], work, peak)]
     if THEIRS in samples:
@@ -69,6 +70,9 @@ def prepared(model: dgemma_jax.Model, cache: Cache) -> tuple[jax.stages.Compiled
     draws = KeyedDraws(row_keys(seed, index), config.canvas_length, config.text.vocab_size)
     settings = Settings.of(bench_model.endless(model.generation, 48), 1)
     start = denoise.start(nnx.merge(model.graphdef, model.params), draws, settings)
+    if model.mesh is not None:  # a program takes its arguments where it was compiled to find them
+        start, settings, draws = place((start, settings, draws), model.mesh)
+        start = compiled.denoise_step(model.graphdef, model.params, cache, start, settings, draws)
     step = compiled.denoise_step.lower(model.graphdef, model.params, cache, start, settings, draws).compile()
     state = step(model.params, cache, start, settings, draws)
     return step, (model.params, cache, state, settings, draws)
@@ -97,10 +101,10 @@ def ratio(slow: Sample, fast: Sample) -> dict[str, float]:
 def module(step: jax.stages.Compiled, model: dgemma_jax.Model, work: roofline.Work) -> dict[str, Any]:
     """What the compiled module says of itself, where its text can be counted."""
     found: dict[str, Any] = {"temporaries MB": temporaries(step)}
-    text = model.config.text
+    text, devices = model.config.text, 1 if model.mesh is None else model.mesh.size
     blocks = model.config.canvas_length * text.top_k_experts // BLOCK_ROWS + text.num_experts  # at most
     try:
-        found["arithmetic, of the useful"] = matrix_flops(step.as_text() or "", blocks) / work.flops
+        found["arithmetic, of the useful"] = matrix_flops(step.as_text() or "", blocks) * devices / work.flops
     except ValueError as error:
         found["arithmetic"] = str(error)
     return found

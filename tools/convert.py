@@ -2,6 +2,7 @@
 
 python -m tools.convert SOURCE OUT                     safetensors to Orbax, or either Orbax tree to safetensors
 python -m tools.convert SOURCE OUT --dtype float32
+python -m tools.convert SOURCE OUT --quantize int8     matrices in 8 bits, which load onto any mesh as they are
 python -m tools.convert fetch org/name                 downloads a published checkpoint
 
 What was stopped goes on when the same command is given again. What was written is read back and compared bit by bit.
@@ -43,6 +44,11 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("out", type=Path, metavar="OUT", help="folder to write: new, or of the same command stopped")
     top.add_argument("--to", choices=("safetensors", "orbax"), help="layout of OUT (default: the one SOURCE is not)")
     top.add_argument("--dtype", choices=("bfloat16", "float32"), help="of all weights (default: as each tensor is)")
+    top.add_argument(
+        "--quantize",
+        choices=("int8", "int4"),
+        help="8 or 4 bits for the matrices of experts, attention and MLP; to Orbax only (default: neither)",
+    )
     top.add_argument(
         "--max-shard-size",
         type=byte_count,
@@ -93,6 +99,7 @@ def run_convert(options: argparse.Namespace) -> int:
             out=options.out,
             to=options.to,
             dtype=dtypes[options.dtype],
+            quantize=options.quantize,
             max_shard_bytes=options.max_shard_size,
             config=options.config,
         )
@@ -100,9 +107,10 @@ def run_convert(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(dataclasses.asdict(result)))
         return 0
+    held = f", matrices in {result.quantised}" if result.quantised else ""
     went_on = f" ({result.parts_before} were there before)" if result.parts_before else ""
     print(
-        f"{result.out}: {' to '.join(result.layouts)}, {result.tensors} tensors, {result.bytes:,} bytes "
+        f"{result.out}: {' to '.join(result.layouts)}, {result.tensors} tensors{held}, {result.bytes:,} bytes "
         f"in {result.parts} parts{went_on}, {result.seconds:.0f} s; read back and equal to {result.source}"
     )
     return 0

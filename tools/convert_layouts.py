@@ -17,6 +17,8 @@ from dgemma_jax.checkpoint.deepmind import DeepMindTree, Leaf
 from dgemma_jax.checkpoint.load import ORBAX_FOLDER, require_match
 from dgemma_jax.checkpoint.match import require_shapes
 from dgemma_jax.checkpoint.names import Entry, entries
+from dgemma_jax.checkpoint.orbax_parameters import kind_of, stored_entries
+from dgemma_jax.checkpoint.quantize import Kind, is_quantizable
 from dgemma_jax.checkpoint.safetensors import INDEX_FILE, SINGLE_FILE, TensorFiles, write_index, write_tensors
 from dgemma_jax.config import PRESETS, ModelConfig
 from dgemma_jax.config_json import read_model_config
@@ -28,17 +30,18 @@ class Piece(NamedTuple):
     """What cannot be read by halves: one tensor, or a leaf with several parameters in it."""
 
     entries: tuple[Entry, ...]
-    dtype: np.dtype
+    dtypes: tuple[np.dtype, ...]
 
     @property
-    def size(self) -> int:
-        return sum(entry.size for entry in self.entries)
+    def nbytes(self) -> int:
+        return sum(entry.size * dtype.itemsize for entry, dtype in zip(self.entries, self.dtypes, strict=True))
 
 
 class Source(Protocol):
-    """Weights that fit a configuration."""
+    """Weights that fit a configuration. `kind`: how the matrices are quantised; None where they are full."""
 
     layout: str
+    kind: Kind | None
     pieces: list[Piece]
 
     def read(self, pieces: Sequence[Piece]) -> Iterator[tuple[Entry, np.ndarray]]:
@@ -65,12 +68,13 @@ class SafetensorsSource:
     """Files in the published layout."""
 
     layout = "safetensors"
+    kind: Kind | None = None
 
     def __init__(self, folder: Path, config: ModelConfig) -> None:
         self._files = TensorFiles.open(folder)
         table = list(entries(config))
         require_match(table, self._files)
-        self.pieces = [Piece((entry,), self._files.dtype(entry.name)) for entry in table]
+        self.pieces = [Piece((entry,), (self._files.dtype(entry.name),)) for entry in table]
 
     def read(self, pieces: Sequence[Piece]) -> Iterator[tuple[Entry, np.ndarray]]:
         for piece in pieces:
@@ -86,11 +90,17 @@ class OrbaxSource:
     def __init__(self, folder: Path, config: ModelConfig) -> None:
         self._where = folder / ORBAX_FOLDER
         self._stored = orbax.stored(self._where)
-        wanted = {".".join(orbax.key_of(entry.path)): entry.shape for entry in entries(config)}
+        self.kind = kind_of(self._stored)
+        groups = [self._arrays(entry) for entry in entries(config)]
+        wanted = {".".join(orbax.key_of(one.path)): one.shape for group in groups for one in group}
         require_shapes(self._where, wanted, {".".join(key): tuple(leaf.shape) for key, leaf in self._stored.items()})
         self.pieces = [
-            Piece((entry,), np.dtype(self._stored[orbax.key_of(entry.path)].dtype)) for entry in entries(config)
+            Piece(group, tuple(np.dtype(self._stored[orbax.key_of(one.path)].dtype) for one in group))
+            for group in groups
         ]
+
+    def _arrays(self, entry: Entry) -> tuple[Entry, ...]:
+        return (entry,) if self.kind is None or not is_quantizable(entry.path) else stored_entries(entry, self.kind)
 
     def read(self, pieces: Sequence[Piece]) -> Iterator[tuple[Entry, np.ndarray]]:
         keys = {orbax.key_of(entry.path): entry for piece in pieces for entry in piece.entries}
@@ -102,12 +112,14 @@ class DeepMindSource:
     """The tree that DeepMind releases."""
 
     layout = "deepmind"
+    kind: Kind | None = None
 
     def __init__(self, folder: Path, config: ModelConfig) -> None:
         self._tree = DeepMindTree.open(folder, config)
         self._leaves: dict[Piece, Leaf] = {}
         for leaf in self._tree.leaves:
-            self._leaves[Piece(tuple(part.entry for part in leaf.parts), self._tree.dtype(leaf))] = leaf
+            held = tuple(part.entry for part in leaf.parts)
+            self._leaves[Piece(held, (self._tree.dtype(leaf),) * len(held))] = leaf
         self.pieces = list(self._leaves)
 
     def read(self, pieces: Sequence[Piece]) -> Iterator[tuple[Entry, np.ndarray]]:

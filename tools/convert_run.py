@@ -21,10 +21,12 @@ from tqdm import tqdm
 
 from dgemma_jax.checkpoint.hub import require_room
 from dgemma_jax.checkpoint.names import Entry
+from dgemma_jax.checkpoint.quantize import Kind
 from dgemma_jax.checkpoint.safetensors import CheckpointError
 from dgemma_jax.config import GenerationConfig, ModelConfig
 from dgemma_jax.config_json import write_config
 from dgemma_jax.training.run_folder import copy_companions
+from tools.convert_changes import Changed
 from tools.convert_layouts import TARGETS, Piece, Source, open_source
 
 MANIFEST_FILE = "conversion.json"
@@ -33,12 +35,13 @@ _DTYPE_KEYS = ("dtype", "torch_dtype")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """What to convert. `to` and `dtype`: None keeps what suits: the other layout, the dtype of each tensor."""
+    """What to convert. `to`, `dtype`, `quantize`: None keeps what suits: the other layout, the numbers as they are."""
 
     source: Path
     out: Path
     to: str | None = None
     dtype: np.dtype | None = None
+    quantize: Kind | None = None
     max_shard_bytes: int = 5 * 10**9
     config: Path | None = None
 
@@ -50,6 +53,7 @@ class Result:
     source: str
     out: str
     layouts: tuple[str, str]
+    quantised: Kind | None
     tensors: int
     bytes: int
     parts: int
@@ -62,49 +66,53 @@ def convert(conversion: Conversion) -> Result:
 
     Raises:
         CheckpointError, ConfigError: the source is damaged or does not fit; or what was written differs from it.
-        ValueError: `out` holds something else, or the disk has no room.
+        ValueError: `out` holds something else, the disk has no room, or quantised weights cannot be written so.
     """
     started = time.monotonic()
-    source, config = open_source(conversion.source, conversion.config)
-    to = conversion.to or ("orbax" if source.layout == "safetensors" else "safetensors")
-    parts = list(_parts(source.pieces, conversion))
+    if ".." in conversion.out.parts:  # "x/.." is a folder, perhaps a full one, before x is there
+        conversion = dataclasses.replace(conversion, out=conversion.out.resolve())
+    stored, config = open_source(conversion.source, conversion.config)
+    to = conversion.to or ("orbax" if stored.layout == "safetensors" else "safetensors")
+    _require_possible(conversion, stored, to)
+    source = Changed(stored, conversion.dtype, conversion.quantize)
+    parts = list(_parts(source.pieces, conversion.max_shard_bytes))
     entries = [[entry for piece in part for entry in piece.entries] for part in parts]
-    sizes = [sum(_bytes(piece, conversion) for piece in part) for part in parts]
+    sizes = [sum(piece.nbytes for piece in part) for part in parts]
     _begin(conversion, _facts(conversion, source, to))
     target = TARGETS[to](conversion.out, entries)
     todo = [number for number in range(len(parts)) if not target.has(number)]
     require_room(conversion.out, sum(sizes[number] for number in todo))
     with _bar("write", sum(sizes), sum(sizes) - sum(sizes[number] for number in todo)) as bar:
         for number in todo:
-            target.write(number, [(entry, _cast(value, conversion)) for entry, value in source.read(parts[number])])
+            target.write(number, list(source.read(parts[number])))
             bar.update(sizes[number])
     target.finish()
     _compare(source, target.reopen(config), parts, conversion)
     _describe(conversion, config)
     names = (str(conversion.source), str(conversion.out), (source.layout, to))
     counts = (sum(map(len, entries)), sum(sizes), len(parts), len(parts) - len(todo))
-    return Result(*names, *counts, round(time.monotonic() - started, 2))
+    return Result(*names, source.kind, *counts, round(time.monotonic() - started, 2))
 
 
-def _parts(pieces: Sequence[Piece], conversion: Conversion) -> Iterator[list[Piece]]:
-    """Consecutive pieces that fit a shard together; a larger one is a part of its own. The same in every run."""
+def _require_possible(conversion: Conversion, source: Source, to: str) -> None:
+    wanted = conversion.quantize
+    if source.kind is not None and wanted not in (None, source.kind):
+        raise ValueError(f"{conversion.source} holds matrices in {source.kind}; {wanted} is made of full ones")
+    if to != "orbax" and (kind := source.kind or wanted) is not None:
+        raise ValueError(f"{to} has no place for matrices in {kind}: give --to orbax, or convert full ones")
+
+
+def _parts(pieces: Sequence[Piece], most: int) -> Iterator[list[Piece]]:
+    """Consecutive pieces that fit `most` bytes together; a larger one is a part of its own. The same in every run."""
     part: list[Piece] = []
     size = 0
     for piece in pieces:
-        if part and size + _bytes(piece, conversion) > conversion.max_shard_bytes:
+        if part and size + piece.nbytes > most:
             yield part
             part, size = [], 0
         part.append(piece)
-        size += _bytes(piece, conversion)
+        size += piece.nbytes
     yield part
-
-
-def _bytes(piece: Piece, conversion: Conversion) -> int:
-    return piece.size * (conversion.dtype or piece.dtype).itemsize
-
-
-def _cast(value: np.ndarray, conversion: Conversion) -> np.ndarray:
-    return value if conversion.dtype is None else value.astype(conversion.dtype, copy=False)
 
 
 def _facts(conversion: Conversion, source: Source, to: str) -> dict[str, Any]:
@@ -115,6 +123,7 @@ def _facts(conversion: Conversion, source: Source, to: str) -> dict[str, Any]:
         "from": source.layout,
         "to": to,
         "dtype": None if conversion.dtype is None else conversion.dtype.name,
+        "quantize": conversion.quantize,
         "max_shard_bytes": conversion.max_shard_bytes,
     }
 
@@ -122,6 +131,8 @@ def _facts(conversion: Conversion, source: Source, to: str) -> dict[str, Any]:
 def _begin(conversion: Conversion, facts: dict[str, Any]) -> None:
     """Makes the folder, or recognises it as this conversion's."""
     out = conversion.out
+    if conversion.source.resolve() in out.resolve().parents:  # also by way of ".."
+        raise ValueError(f"{out} is inside of {conversion.source}, which would change; choose another folder")
     file = out / MANIFEST_FILE
     if file.is_file():
         before = json.loads(file.read_text(encoding="utf-8"))
@@ -139,12 +150,12 @@ def _begin(conversion: Conversion, facts: dict[str, Any]) -> None:
 def _compare(source: Source, written: Source, parts: Sequence[Sequence[Piece]], conversion: Conversion) -> None:
     """Raises `CheckpointError` unless every bit that was written is the source's."""
     pieces = {entry.name: piece for piece in written.pieces for entry in piece.entries}
-    with _bar("verify", sum(_bytes(piece, conversion) for part in parts for piece in part)) as bar:
+    with _bar("verify", sum(piece.nbytes for part in parts for piece in part)) as bar:
         for part in parts:
-            wanted = [pieces[entry.name] for piece in part for entry in piece.entries]
+            wanted = list(dict.fromkeys(pieces[entry.name] for piece in part for entry in piece.entries))
             found = {entry.name: value for entry, value in written.read(wanted)}
             for entry, value in source.read(part):
-                if not _same_bits(_cast(value, conversion), found[entry.name]):
+                if not _same_bits(value, found[entry.name]):
                     raise CheckpointError(_differs(conversion, entry))
                 bar.update(found[entry.name].nbytes)
 

@@ -58,8 +58,9 @@ def report(options: argparse.Namespace) -> str:
         if config.vision is not None:
             found["processor"] = dataclasses.asdict(read_processor_config(options.folder, config))
         found["generation"] = dataclasses.asdict(read_generation_config(options.folder))
-        stored = sum(piece.size * piece.dtype.itemsize for piece in source.pieces)
-        found["files"] = {"tensors": sum(len(piece.entries) for piece in source.pieces), "bytes": stored}
+        stored = sum(piece.nbytes for piece in source.pieces)
+        tensors = sum(len(piece.entries) for piece in source.pieces)
+        found["files"] = {"tensors": tensors, "bytes": stored, "quantised": source.kind}
     if options.tensors:
         found["names"] = {entry.name: entry.published_shape for entry in sorted(table, key=lambda e: e.name)}
     return json.dumps(found, indent=1) if options.json else _text(config, found, options.dtype)
@@ -106,9 +107,11 @@ def _text(config: ModelConfig, found: dict, dtype: str) -> str:
     memory = ", ".join(f"{kind} {size / 1e9:,.2f} GB" for kind, size in found["memory"].items())
     lines += ["", f"memory    of the weights when loaded, by --quantize: {memory}"]
     if "files" in found:
+        held = found["files"]["quantised"] or ""
         lines += [
             "",
-            f"files     {found['files']['tensors']} tensors, {found['files']['bytes']:,} bytes: all accounted for",
+            f"files     {found['files']['tensors']} tensors, {found['files']['bytes']:,} bytes"
+            f"{held and f', matrices in {held}'}: all accounted for",
         ]
     lines += [f"{name} {list(shape)}" for name, shape in found.get("names", {}).items()]
     return "\n".join(lines)

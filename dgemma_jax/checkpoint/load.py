@@ -18,8 +18,8 @@ from tqdm import tqdm
 from dgemma_jax.checkpoint.match import require_shapes
 from dgemma_jax.checkpoint.names import Entry, abstract_model, entries
 from dgemma_jax.checkpoint.names import Path as ParameterPath
-from dgemma_jax.checkpoint.quantize import Kind, is_quantizable, quantize_parameters
-from dgemma_jax.checkpoint.quantize import quantize as quantize_array
+from dgemma_jax.checkpoint.quantize import Kind, is_quantizable
+from dgemma_jax.checkpoint.quantized_shards import abstract, from_files
 from dgemma_jax.checkpoint.safetensors import TensorFiles
 from dgemma_jax.config import ModelConfig
 from dgemma_jax.model.quantized import Quantized
@@ -28,6 +28,9 @@ from dgemma_jax.sharding import parameter_sharding, spread
 ORBAX_FOLDER = "orbax"
 THREADS = 4
 """Tensors that are read at a time; those of a layer's experts are 1 GB in the 26B."""
+
+Place = jax.sharding.Sharding | Quantized
+"""Where a tensor goes; of one that is quantised, where its parts do."""
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +51,18 @@ def _tied_copies(files: TensorFiles) -> set[str]:
     return {head} if both and np.array_equal(files.read(head), files.read(embedding)) else set()
 
 
+def stored_kind(folder: Path) -> Kind | None:
+    """How the matrices of a checkpoint folder are quantised as they are stored; None for full ones.
+
+    Raises `CheckpointError` for an Orbax tree that cannot be read.
+    """
+    if not (folder / ORBAX_FOLDER).is_dir():
+        return None
+    from dgemma_jax.checkpoint.orbax_parameters import kind_of, orbax  # most folders hold safetensors: no need to wait
+
+    return kind_of(orbax.stored(folder / ORBAX_FOLDER))
+
+
 def load_parameters(
     folder: Path,
     config: ModelConfig,
@@ -60,23 +75,23 @@ def load_parameters(
     """Structure and parameters of the model, in `dtype`, on the default device or spread over a mesh.
 
     Each device reads its own part of each tensor; of a group of processes each reads for its own devices. A bar on
-    stderr, if that is a terminal, shows how fast. Weights that are quantised are so tensor by tensor, on one device.
+    stderr, if that is a terminal, shows how fast. Weights that are quantised are so tensor by tensor, in shards too.
 
     Raises `CheckpointError` for files that are damaged or do not fit the model.
     """
     graphdef, state = nnx.split(spread(abstract_model(config, dtype, backend, head), mesh))
     flat = list(nnx.to_flat_state(state))
-    places = {path: parameter_sharding(leaf, mesh) for path, leaf in flat}
+    places: dict[ParameterPath, Place] = {path: parameter_sharding(leaf, mesh) for path, leaf in flat}
     if (folder / ORBAX_FOLDER).is_dir():
-        from dgemma_jax.checkpoint import orbax  # most folders hold safetensors, and need not wait for its import
+        from dgemma_jax.checkpoint.orbax_parameters import load_orbax
 
-        targets = {path: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=places[path]) for path, leaf in flat}
-        found = orbax.restore(folder / ORBAX_FOLDER, targets)
-        params = nnx.from_flat_state([(path, leaf.replace(found[path])) for path, leaf in flat])
-        return graphdef, params if quantize is None else quantize_parameters(params, quantize)
+        found = load_orbax(folder / ORBAX_FOLDER, flat, dtype, quantize, mesh)
+        return graphdef, nnx.from_flat_state([(path, leaf.replace(found[path])) for path, leaf in flat])
     files = TensorFiles.open(folder)
     table = list(entries(config))
     require_match(table, files)
+    if quantize is not None:
+        places |= {path: abstract(path, leaf, quantize, mesh) for path, leaf in flat if is_quantizable(path)}
     arrays = _read_all(files, table, places, dtype, quantize)
     return graphdef, nnx.from_flat_state([(path, leaf.replace(arrays[path])) for path, leaf in flat])
 
@@ -84,7 +99,7 @@ def load_parameters(
 def _read_all(
     files: TensorFiles,
     table: list[Entry],
-    places: dict[ParameterPath, jax.sharding.Sharding],
+    places: dict[ParameterPath, Place],
     dtype: jnp.dtype,
     quantize: Kind | None,
 ) -> dict[ParameterPath, jax.Array | Quantized]:
@@ -97,11 +112,13 @@ def _read_all(
     ):
 
         def read(entry: Entry) -> jax.Array | Quantized:
+            place = places[entry.path]
             value: jax.Array | Quantized
-            if quantize is not None and is_quantizable(entry.path):
-                value = quantize_array(files.read(entry.name).reshape(entry.shape), entry.path, quantize)
+            if isinstance(place, Quantized):
+                assert quantize is not None
+                value = from_files(files, entry, place, quantize)
             else:
-                value = _read(files, entry, places[entry.path], dtype)
+                value = _read(files, entry, place, dtype)
             bar.update(math.prod(entry.shape) * files.dtype(entry.name).itemsize)
             return value
 

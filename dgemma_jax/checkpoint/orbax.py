@@ -23,7 +23,6 @@ from flax import traverse_util
 from orbax.checkpoint import v1 as ocp
 
 from dgemma_jax.checkpoint import names, ocdbt
-from dgemma_jax.checkpoint.match import require_shapes
 from dgemma_jax.checkpoint.safetensors import CheckpointError
 
 CHUNK_BYTES = 64 * 2**20
@@ -64,13 +63,8 @@ def read(where: Path, arrays: Mapping[Key, jax.ShapeDtypeStruct]) -> dict[Key, n
 
 
 def restore(where: Path, targets: Mapping[names.Path, jax.ShapeDtypeStruct]) -> dict[names.Path, jax.Array]:
-    """Every parameter in the dtype and on the sharding of its target (without one: whole, on the default device).
-
-    Raises:
-        CheckpointError: missing, unexpected or misshapen arrays, all of them by name; or damaged files.
-    """
-    wanted = {".".join(key_of(path)): tuple(target.shape) for path, target in targets.items()}
-    require_shapes(where, wanted, {".".join(key): tuple(leaf.shape) for key, leaf in stored(where).items()})
+    """Some of what is `stored`, in the dtype and on the sharding of its target (without one: whole, on the default
+    device). Raises `CheckpointError` for damaged files."""
     found = _load(where, {key_of(path): _placed(target) for path, target in targets.items()})
     return {path: found[key_of(path)] for path in targets}
 

@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
-from flax import nnx
 
 from dgemma_jax.checkpoint.names import Entry, Path
 from dgemma_jax.model.quantized import Quantized, widened
 
 Kind = Literal["int8", "int4"]
 KINDS: tuple[str, ...] = get_args(Kind)
+BITS: dict[Kind, int] = {"int8": 8, "int4": 4}
 LARGEST_GROUP = 64
 """Inputs that share a scale in four bits, at most: the scale is then a quarter of a bit a number."""
 _QUANTIZED = {"attention": ("q_HCD", "k_KCD", "v_KCD", "o_DHC"), "mlp": ("gate_FD", "up_FD", "down_DF")}
@@ -60,14 +60,19 @@ def predicted_bytes(entry: Entry, kind: str | None, width: int) -> int:
 
 
 def quantize(value: np.ndarray, path: Path, kind: Kind) -> Quantized:
-    """A parameter's array, on the default device. Holds one part of its first axis in float32 at a time."""
+    """A parameter's array, on the default device."""
+    values, scale = map(jax.device_put, quantized_arrays(value, path, kind))
+    return Quantized(values, scale, BITS[kind])
+
+
+def quantized_arrays(value: np.ndarray, path: Path, kind: Kind) -> tuple[np.ndarray, np.ndarray]:
+    """`Quantized.values` and `Quantized.scale` of some of a parameter's outputs with all of their inputs, in host
+    memory. Holds a few of the outputs in float32 at a time."""
     matrix = np.asarray(value).reshape(matrix_shape(path, value.shape))
     convert: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] = _int8 if kind == "int8" else _int4
     parts = [convert(part.astype(np.float32)) for part in _parts(matrix)]
-    values, scales = (np.concatenate(arrays).reshape(*matrix.shape[:-1], -1) for arrays in zip(*parts, strict=True))
-    if kind == "int8":
-        return Quantized(jax.device_put(values), jax.device_put(scales[..., 0]), 8)
-    return Quantized(jax.device_put(values), jax.device_put(scales), 4)
+    values, scale = (np.concatenate(arrays).reshape(*matrix.shape[:-1], -1) for arrays in zip(*parts, strict=True))
+    return values, scale[..., 0] if kind == "int8" else scale
 
 
 def _parts(matrix: np.ndarray) -> list[np.ndarray]:
@@ -90,15 +95,6 @@ def _int4(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     numbers = np.clip(np.rint(grouped / scale.astype(np.float32)), -7, 7).astype(np.int8) + 8
     low, high = np.split(numbers.astype(np.uint8).reshape(len(rows), -1), 2, axis=-1)
     return low | high << 4, scale[..., 0]
-
-
-def quantize_parameters(params: nnx.State, kind: Kind) -> nnx.State:
-    """Parameters that are loaded already: each is given up for its quantised one."""
-    flat = [
-        (path, leaf.replace(quantize(np.asarray(leaf[...]), path, kind)) if is_quantizable(path) else leaf)
-        for path, leaf in nnx.to_flat_state(params)
-    ]
-    return nnx.from_flat_state(flat)
 
 
 def full(weight: Quantized, shape: tuple[int, ...]) -> np.ndarray:

@@ -117,7 +117,7 @@ class Batch:
     def copy(self, id: int) -> kv.Cache:
         """The row's cache by itself."""
         assert self._cache is not None
-        return programs.take(self._cache, np.int32(self._index(id)))
+        return programs.take(self._cache, np.int32(self._index(id)), self._model.mesh)
 
     def _index(self, id: int) -> int:
         return next(i for i, row in enumerate(self._rows) if row.id == id)
@@ -127,7 +127,7 @@ class Batch:
         assert self._cache is not None
         if cache.capacity != self._cache.capacity:
             cache = self._arranged(cache, [0], self._cache.capacity)
-        self._cache = programs.put(self._cache, cache, np.int32(self._index(id)))
+        self._cache = programs.put(self._cache, cache, np.int32(self._index(id)), self._model.mesh)
 
     def _grow(self) -> None:
         """Makes room for one more canvas in every row. (A capacity that is no longer needed goes with its request.)"""
@@ -147,13 +147,14 @@ class Batch:
             padded = (order + [0] * count)[:count]
             self._cache = self._arranged(self._cache, padded, capacity, consume=True)
             if self._state is not None:
-                self._state = programs.pick(self._state, np.asarray(padded, np.int32))
+                self._state = programs.pick(self._state, np.asarray(padded, np.int32), self._model.mesh)
         self._rows = list(rows)
         if self._state is None:
             self._state = programs.blank(self._model.graphdef, self._model.params, self._device_rows())
 
     def _arranged(self, cache: kv.Cache, order: list[int], capacity: int, *, consume: bool = False) -> kv.Cache:
-        return programs.arrange(cache, order, capacity, self._model.config.text.sliding_window, consume=consume)
+        window, mesh = self._model.config.text.sliding_window, self._model.mesh
+        return programs.arrange(cache, order, capacity, window, consume=consume, mesh=mesh)
 
     def _device_rows(self) -> programs.Rows:
         """What the programs read of the rows; made anew only when something changed."""

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from dgemma_jax import cache as kv
 from dgemma_jax.config import SLIDING, ModelConfig
@@ -23,6 +24,7 @@ from dgemma_jax.sampling import denoise as loop
 from dgemma_jax.sampling.draws import KeyedDraws, row_keys
 from dgemma_jax.sampling.logprobs import Logprobs, logprobs
 from dgemma_jax.sampling.settings import Settings
+from dgemma_jax.sharding import pin, pin_cache, pin_rows
 
 T = TypeVar("T")
 
@@ -98,6 +100,7 @@ def denoise(
         return (carry[0] < most) & ~jnp.any(carry[1].done_B & rows.running_B)
 
     _, state = jax.lax.while_loop(go_on, lambda carry: (carry[0] + 1, step(carry[1])), (jnp.int32(0), state))
+    state = pin_rows(state, model.text.mesh)  # a program is compiled anew for what lies elsewhere
     # Once not a number, a canvas stays so: the next step reads the prediction. One look at the end is enough.
     finite_B = jnp.all(jnp.isfinite(state.soft_BLD.astype(jnp.float32)), axis=(1, 2))
     return Denoised(state, state.done_B & rows.running_B, state.step_B, finite_B)
@@ -130,32 +133,52 @@ def row_of(tree: T, row: jax.Array) -> T:
     return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, row, 1, axis=0), tree)
 
 
-take = jax.jit(row_of)
-"""A row of the batch's cache, copied out."""
+@functools.partial(jax.jit, static_argnums=2)
+def take(cache: kv.Cache, row: jax.Array, mesh: Mesh | None) -> kv.Cache:
+    """A row of the batch's cache, copied out."""
+    return pin_cache(row_of(cache, row), mesh)
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def put(cache: kv.Cache, one: kv.Cache, row: jax.Array) -> kv.Cache:
+@functools.partial(jax.jit, donate_argnums=0, static_argnums=3)
+def put(cache: kv.Cache, one: kv.Cache, row: jax.Array, mesh: Mesh | None) -> kv.Cache:
     """Writes a whole row over one of the batch's, in place: nothing of the old one stays."""
-    return jax.tree.map(lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new, row, axis=0), cache, one)
+    put_in = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=row, axis=0)
+    return pin_cache(jax.tree.map(put_in, cache, one), mesh)
 
 
-@jax.jit
-def pick(tree: T, order_B: np.ndarray) -> T:
+@functools.partial(jax.jit, static_argnums=2)
+def pick(tree: T, order_B: np.ndarray, mesh: Mesh | None = None) -> T:
     """The named rows of everything, copied."""
-    return jax.tree.map(lambda x: x[order_B], tree)
+    return pin_rows(jax.tree.map(lambda x: x[order_B], tree), mesh)
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _fit(layer: KeyValue, slots: int) -> KeyValue:
+@functools.partial(jax.jit, static_argnums=2)
+def _pick_layer(layer: KeyValue, order_B: np.ndarray, mesh: Mesh | None) -> KeyValue:
+    return KeyValue(*(_pin(x[order_B], mesh) for x in layer))
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _fit(layer: KeyValue, slots: int, mesh: Mesh | None) -> KeyValue:
     def fit(x_BSKC: jax.Array) -> jax.Array:
         missing = max(0, slots - x_BSKC.shape[1])
-        return jnp.pad(x_BSKC[:, :slots], ((0, 0), (0, missing), (0, 0), (0, 0)))
+        return _pin(jnp.pad(x_BSKC[:, :slots], ((0, 0), (0, missing), (0, 0), (0, 0))), mesh)
 
     return KeyValue(*(fit(x) for x in layer))
 
 
-def arrange(cache: kv.Cache, order: Sequence[int], capacity: int, window: int, *, consume: bool = False) -> kv.Cache:
+def _pin(x_BSKC: jax.Array, mesh: Mesh | None) -> jax.Array:
+    return pin(x_BSKC, mesh, "rows", "slots", "kv_heads", "head")
+
+
+def arrange(
+    cache: kv.Cache,
+    order: Sequence[int],
+    capacity: int,
+    window: int,
+    *,
+    consume: bool = False,
+    mesh: Mesh | None = None,
+) -> kv.Cache:
     """New rows, each a copy of the named old one, with room for `capacity` positions, more or fewer than before.
 
     A ring changes its size only between capacities below the window, where it has never wrapped. `consume`: the old
@@ -168,19 +191,19 @@ def arrange(cache: kv.Cache, order: Sequence[int], capacity: int, window: int, *
         slots = min(capacity, window) if kind == SLIDING else capacity
         same_slots = slots == layer.key_BSKC.shape[1]
         # Two small programs rather than one for every pair of shapes: few enough to be compiled ahead.
-        picked = layer if same_rows and not same_slots else pick(layer, order_B)
-        layers.append(picked if same_slots else _fit(picked, slots))
+        picked = layer if same_rows and not same_slots else _pick_layer(layer, order_B, mesh)
+        layers.append(picked if same_slots else _fit(picked, slots, mesh))
         if consume:
             for x in layer:
                 x.delete()
-    return kv.Cache(tuple(layers), pick(cache.length_B, order_B), cache.layer_types)
+    return kv.Cache(tuple(layers), pick(cache.length_B, order_B, mesh), cache.layer_types)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def blank(graphdef: nnx.GraphDef, params: nnx.State, rows: Rows) -> loop.State:
     """States that mean nothing, of the right shapes."""
     model = nnx.merge(graphdef, params)
-    return loop.start(model, _draws(model.config, rows), rows.settings)
+    return pin_rows(loop.start(model, _draws(model.config, rows), rows.settings), model.text.mesh)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -34,13 +34,13 @@ def _spread(
     gate_up_EFD: jax.Array,
     down_EDF: jax.Array,
 ) -> jax.Array:
-    axes = sharding.axes_of("experts", len(gate_up_EFD), mesh)
+    axes = sharding.axes_of("experts", gate_up_EFD.shape[0], mesh)
     experts, tokens = PartitionSpec(axes or None), sharding.spec(["rows"], x_AD.shape[:1], mesh)
 
     def local(x_AD: jax.Array, routing: Routing, gate_up_EFD: jax.Array, down_EDF: jax.Array) -> jax.Array:
         if not axes:
             return run(x_AD, routing, gate_up_EFD, down_EDF)
-        mine = of_device(routing, jax.lax.axis_index(axes), len(gate_up_EFD))
+        mine = of_device(routing, jax.lax.axis_index(axes), gate_up_EFD.shape[0])
         return jax.lax.psum(run(x_AD, mine, gate_up_EFD, down_EDF), axes)
 
     # Backends loop as often as their device's tokens need, which the checker of replication cannot follow.

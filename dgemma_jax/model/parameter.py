@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dgemma_jax.model import quantized
+from dgemma_jax.model import matrix_parallel
+from dgemma_jax.model.quantized import Quantized
 
 
 def weight(rngs: nnx.Rngs, dtype: jnp.dtype, *, std: float | None = None, **axes: int) -> nnx.Param:
@@ -38,12 +39,12 @@ def slice_axis(x: jax.Array, first: jax.Array, size: int, axis: int = 0) -> jax.
     return jax.lax.dynamic_slice_in_dim(x, first, size, axis)
 
 
-def einsum(formula: str, x: jax.Array, y: jax.Array | quantized.Quantized) -> jax.Array:
+def einsum(formula: str, x: jax.Array, y: jax.Array | Quantized) -> jax.Array:
     """`jnp.einsum` whose float32 is float32: GPUs and TPUs would otherwise round float32 inputs to 10 bits.
 
     `y` may be a quantised weight.
     """
-    if isinstance(y, quantized.Quantized):
-        return quantized.einsum(formula, x, y)
+    if isinstance(y, Quantized):
+        return matrix_parallel.einsum(formula, x, y)
     exact = x.dtype == y.dtype == jnp.float32
     return jnp.einsum(formula, x, y, precision=jax.lax.Precision.HIGHEST if exact else None)

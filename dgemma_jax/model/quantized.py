@@ -15,6 +15,7 @@ from types import EllipsisType
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 
 TILE_NUMBERS = 2**20
 """Numbers of a tile: 4 MiB of float32."""
@@ -28,11 +29,14 @@ class Quantized:
 
     values: int8 [outputs..., Z], or uint8 [outputs..., Z / 2] with two numbers each.
     scale: [outputs...], or [outputs..., groups].
+    place: how `values` is cut over a mesh where its products see to that, as `matrix_parallel` does; None on one device
+        and for experts, which `expert_parallel` hands to their devices.
     """
 
     values: jax.Array
     scale: jax.Array
     bits: int = dataclasses.field(metadata={"static": True})
+    place: NamedSharding | None = dataclasses.field(default=None, metadata={"static": True})
 
     def __getitem__(self, everything: EllipsisType) -> Quantized:
         """Itself, where a parameter's array is asked for."""

@@ -7,6 +7,8 @@ import shutil
 from collections import namedtuple
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import released_tree
@@ -14,7 +16,9 @@ from golden import reading
 
 import dgemma_jax
 from dgemma_jax.checkpoint import hub
-from dgemma_jax.checkpoint.safetensors import TensorFiles
+from dgemma_jax.checkpoint.load import load_parameters
+from dgemma_jax.checkpoint.quantize import KINDS, Kind
+from dgemma_jax.checkpoint.safetensors import CheckpointError, TensorFiles
 from dgemma_jax.config_json import read_model_config
 from tools import convert, convert_layouts, inspect
 
@@ -81,9 +85,56 @@ def test_what_was_stopped_goes_on(
 
 
 def leaves(model: dgemma_jax.Model) -> list[np.ndarray]:
-    import jax
-
     return jax.tree.leaves(model.params)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_quantised_weights_are_restored_to_the_bit_onto_any_mesh(
+    kind: Kind, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = run(capsys, TINY, tmp_path / "out", "--quantize", kind, "--dtype", "bfloat16", "--max-shard-size", "15KB")
+    assert made["quantised"] == kind and made["parts"] > 3
+    wanted = dgemma_jax.load(TINY, dtype="bfloat16", quantize=kind)
+    assert made["bytes"] == sum(leaf.nbytes for leaf in jax.tree.leaves(wanted.params))
+    for mesh in (None, "expert=2", "data=2,expert=2,model=2"):
+        found = dgemma_jax.load(tmp_path / "out", mesh=mesh)
+        for ours, theirs in zip(jax.tree.leaves(found.params), jax.tree.leaves(wanted.params), strict=True):
+            assert ours.dtype == theirs.dtype
+            np.testing.assert_array_equal(ours, theirs)
+        again = dgemma_jax.load(TINY, dtype="bfloat16", quantize=kind, mesh=mesh)
+        assert jax.tree.structure(found.params) == jax.tree.structure(again.params)
+        assert [x.sharding for x in jax.tree.leaves(found.params)] == [
+            x.sharding for x in jax.tree.leaves(again.params)
+        ]
+    copied = run(capsys, tmp_path / "out", tmp_path / "copy", "--to", "orbax")
+    assert copied["quantised"] == kind and copied["bytes"] == made["bytes"]
+
+
+def test_quantised_weights_go_nowhere_but_to_orbax(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(capsys, TINY, tmp_path / "out", "--quantize", "int8", "--to", "safetensors")
+    assert "safetensors has no place for matrices in int8" in said and not (tmp_path / "out").exists()
+    run(capsys, TINY, tmp_path / "out", "--quantize", "int8")
+    assert "no place for matrices in int8" in refused(capsys, tmp_path / "out", tmp_path / "back")
+    said = refused(capsys, tmp_path / "out", tmp_path / "back", "--to", "orbax", "--quantize", "int4")
+    assert "holds matrices in int8; int4 is made of full ones" in said and not (tmp_path / "back").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"quantize": "int4"}, "holds matrices in int8, which is the only quantize for it; found 'int4'"),
+        ({"lora": "adapter"}, "holds matrices in int8, and an adapter is added to full ones"),
+        ({"backend": "ragged_dot"}, "ragged_dot needs full weights"),
+    ],
+)
+def test_what_needs_full_weights_is_refused_for_quantised_ones(
+    arguments: dict[str, str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(capsys, TINY, tmp_path / "out", "--quantize", "int8")
+    with pytest.raises(ValueError, match=says):
+        dgemma_jax.load(tmp_path / "out", **arguments)
+    with pytest.raises(CheckpointError, match="holds matrices in int8, wanted full ones"):  # as training reads them
+        load_parameters(tmp_path / "out", read_model_config(TINY), jnp.dtype("float32"), "all_experts")
 
 
 def test_another_conversion_is_not_mixed_into_the_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,6 +148,14 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path: Path, capsys: pyte
     before = bits(tmp_path / "mine")
     assert "is there already" in refused(capsys, reading.FOLDER / "clipped", tmp_path / "mine")
     assert bits(tmp_path / "mine") == before and not (tmp_path / "mine" / "conversion.json").exists()
+
+
+@pytest.mark.parametrize("out", ["x/..", "x/../.", "orbax", "."])
+def test_the_source_itself_is_left_alone(out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(TINY, tmp_path / "mine")
+    before = sorted(tmp_path.rglob("*"))
+    assert "choose another folder" in refused(capsys, tmp_path / "mine", tmp_path / "mine" / out)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_dtype_is_what_config_and_tensors_then_have(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -175,4 +234,7 @@ def test_inspect_accounts_for_either_layout(tmp_path: Path, capsys: pytest.Captu
     result = run(capsys, TINY, tmp_path / "orbax")
     assert inspect.main([str(tmp_path / "orbax"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["files"]
-    assert (found["tensors"], found["bytes"]) == (result["tensors"], result["bytes"])
+    assert (found["tensors"], found["bytes"], found["quantised"]) == (result["tensors"], result["bytes"], None)
+    run(capsys, TINY, tmp_path / "bits", "--quantize", "int8")
+    assert inspect.main([str(tmp_path / "bits")]) == 0
+    assert "matrices in int8: all accounted for" in capsys.readouterr().out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fake_slurm
 import numpy as np
 import pytest
 from engine.group_member import SETTINGS
@@ -77,11 +79,11 @@ def pair() -> Iterator[Pair]:
 
 
 def asked() -> list[dict[str, Any]]:
-    """More than slots; two that begin alike, and one with an image."""
-    start = list(range(6, 20))
+    """More than slots; two that begin alike, and one with an image. All of one length: few programs."""
     golden = reading.case("window6", "logits", "image")
     image_id = reading.model("window6").config.image_token_id
     pictured = next(row for row in golden["tokens"] if (row == image_id).any())
+    start = [6 + index % 14 for index in range(len(pictured))]
     image = {name: value.tolist() for name, value in reading.images(golden).items()}
     return [
         {"tokens": start, "max_new_tokens": 12, "seed": 3},
@@ -104,6 +106,7 @@ def test_two_processes_answer_as_one_does(pair: Pair) -> None:
 
 def test_a_lost_process_fails_what_is_open_and_ends_the_group(pair: Pair) -> None:
     first, second = pair.both
+    assert pair.ask({"all": asked()[1:2]}), "both are there"
     second.send_signal(signal.SIGSTOP)  # as a machine that hangs: no connection breaks, only the beats stop
     answer = pair.ask({"wait": True, "tokens": [5, 6, 7], "max_new_tokens": 8})
     assert answer == ("LostProcessError: the engine has stopped: process 1 of 2 has not been heard of for 3 s\n")
@@ -124,6 +127,22 @@ def test_a_lost_process_fails_what_is_open_and_ends_the_group(pair: Pair) -> Non
 def test_arguments_that_make_no_group_are_refused(arguments: tuple, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         processes.join(*arguments)
+
+
+ALONE = """
+import sys
+from jax._src import xla_bridge  # the flag has no public reader
+from dgemma_jax import processes
+processes.join("auto", None, None)
+print(xla_bridge.CUDA_VISIBLE_DEVICES.value)
+"""
+
+
+def test_a_process_that_is_alone_on_its_host_has_all_devices() -> None:
+    """Where SLURM runs one task a host JAX would give it the first device alone."""
+    slurm = fake_slurm.environment(fake_slurm.free_job(), tasks=1, task=0)
+    done = subprocess.run([sys.executable, "-c", ALONE], env=os.environ | slurm, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1:] == ["all"], done.stderr
 
 
 def test_without_a_coordinator_a_process_stays_alone() -> None:

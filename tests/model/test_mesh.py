@@ -106,12 +106,11 @@ def test_experts_however_unevenly_chosen_sum_to_those_of_one_device(backend: str
         np.testing.assert_allclose(found, expected, atol=ROUNDING)
 
 
-def collectives(wanted: str) -> collections.Counter[str]:
+def collectives(made: Model) -> collections.Counter[str]:
     """What one denoising step exchanges, by kind; each array counts, whether or not the compiler bundles them."""
-    made = model(wanted)
     settings = Settings.of(SETTINGS, ROWS)
     seeds, canvases = jnp.zeros((ROWS, 2), jnp.uint32), jnp.zeros(ROWS, jnp.int32)
-    draws = KeyedDraws(row_keys(seeds, canvases), CONFIG.canvas_length, TEXT.vocab_size)
+    draws = KeyedDraws(row_keys(seeds, canvases), made.config.canvas_length, made.config.text.vocab_size)
     state = denoise.start(nnx.merge(made.graphdef, made.params), draws, settings)
     cache = made.empty_cache(ROWS, 64)
     step = compiled.denoise_step.lower(made.graphdef, made.params, cache, state, settings, draws).compile()
@@ -122,14 +121,18 @@ def collectives(wanted: str) -> collections.Counter[str]:
     return counts
 
 
-@pytest.mark.parametrize("wanted", ["expert=8", "model=8", "data=2,expert=2,model=2"])
-def test_a_step_exchanges_what_the_design_says_and_no_more(wanted: str) -> None:
+def designed(wanted: str, layers: int) -> collections.Counter[str]:
     """Sums: in each layer one of the experts, and with `model` one of attention and one of the MLP; one for the
     embeddings, and with `model` one of self-conditioning; two of the vocabulary, which also gathers once."""
-    sizes, layers = sharding.parse(wanted), len(TEXT.layer_types)
+    sizes = sharding.parse(wanted)
     divided = sizes["expert"] * sizes["model"] > 1
     sums = divided * (layers + 1 + 2) + (sizes["model"] > 1) * (2 * layers + 1)
-    assert collectives(wanted) == collections.Counter({"all-reduce": sums, "all-gather": int(divided)})
+    return collections.Counter({"all-reduce": sums, "all-gather": int(divided)})
+
+
+@pytest.mark.parametrize("wanted", ["expert=8", "model=8", "data=2,expert=2,model=2"])
+def test_a_step_exchanges_what_the_design_says_and_no_more(wanted: str) -> None:
+    assert collectives(model(wanted)) == designed(wanted, len(TEXT.layer_types))
 
 
 def test_caches_lie_over_rows_and_heads() -> None:

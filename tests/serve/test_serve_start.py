@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
 import signal
 import socket
@@ -16,7 +17,10 @@ from pathlib import Path
 import pytest
 from fake_engine import FakeEngine
 
+import dgemma_jax
+import dgemma_jax.engine
 import serve.__main__ as command
+from dgemma_jax import load
 from serve import checkpoint_engine, dtype
 from serve.config import DEMO_CHECKPOINT, PUBLISHED_NAME, ServeConfig, parse_flags
 from serve.dtype import choose_dtype
@@ -74,8 +78,39 @@ def test_the_flags_of_the_engine_reach_it(monkeypatch, tmp_path):
     monkeypatch.setattr(checkpoint_engine.CheckpointEngine, "load", lambda *_, **limits: given.update(limits) or engine)
     flags = ["--slots", "3", "--max-model-len", "99", "--kv-memory", "1G", "--prefix-reuse", "any", "--rows-apart"]
     command._load(parse_flags(["--checkpoint", str(tmp_path), *flags]))
-    model = {"mesh": None, "backend": None, "quantize": None}
+    model = {"dtype": "bfloat16", "lora": None, "mesh": None, "backend": None, "quantize": None}
     assert given == model | {"slots": 3, "max_context": 99, "kv_bytes": 2**30, "reuse": "any", "apart": True}
+
+
+def test_every_process_of_a_group_loads_the_same_model(monkeypatch, tmp_path):
+    engine, given = FakeEngine(), []
+    engine.devices = "none"
+    monkeypatch.setattr(checkpoint_engine, "keep_compiled", lambda folder: None)
+    monkeypatch.setattr(checkpoint_engine.CheckpointEngine, "load", lambda *_, **said: given.append(said) or engine)
+    monkeypatch.setattr(dgemma_jax, "load", lambda *_, **said: given.append(said))
+    monkeypatch.setattr(dgemma_jax.engine, "follow", lambda model: None)
+    flags = ["--dtype", "float32", "--lora", "a", "--mesh", "expert=2", "--moe-backend", "all_experts"]
+    config = parse_flags(["--checkpoint", str(tmp_path), *flags, "--quantize", "int8"])
+    command._load(config)
+    assert command._follow(config) == 0
+    first, other = given
+    assert other == {name: first[name] for name in other}
+    assert set(inspect.signature(load).parameters) - {"path", "head"} == set(other), "a new option is said to all"
+
+
+def test_a_process_that_follows_outlives_a_stop_of_the_whole_group(monkeypatch):
+    ended = threading.Event()
+
+    def work():
+        os.kill(os.getpid(), signal.SIGTERM)
+        return ended.wait(1.0)
+
+    assert command._interruptibly(work, patience=30.0) is False, "it was let go on"
+    with pytest.raises(command._TerminatedError):
+        command._interruptibly(lambda: (os.kill(os.getpid(), signal.SIGTERM), ended.wait(30)), patience=0.1)
+    with pytest.raises(command._TerminatedError):
+        command._interruptibly(lambda: (os.kill(os.getpid(), signal.SIGTERM), ended.wait(30)))
+    ended.set()
 
 
 def test_a_model_thinks_unless_its_server_is_told_otherwise():
