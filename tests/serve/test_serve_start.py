@@ -76,7 +76,19 @@ def test_the_flags_of_the_engine_reach_it(monkeypatch, tmp_path):
     engine.devices = "none"
     monkeypatch.setattr(checkpoint_engine, "keep_compiled", lambda folder: None)
     monkeypatch.setattr(checkpoint_engine.CheckpointEngine, "load", lambda *_, **limits: given.update(limits) or engine)
-    flags = ["--slots", "3", "--max-model-len", "99", "--kv-memory", "1G", "--prefix-reuse", "any", "--rows-apart"]
+    flags = [
+        "--dtype",
+        "bfloat16",
+        "--slots",
+        "3",
+        "--max-model-len",
+        "99",
+        "--kv-memory",
+        "1G",
+        "--prefix-reuse",
+        "any",
+        "--rows-apart",
+    ]
     command._load(parse_flags(["--checkpoint", str(tmp_path), *flags]))
     model = {"dtype": "bfloat16", "lora": None, "mesh": None, "backend": None, "quantize": None}
     assert given == model | {"slots": 3, "max_context": 99, "kv_bytes": 2**30, "reuse": "any", "apart": True}
@@ -197,7 +209,7 @@ def test_a_compilation_cache_that_cannot_be_written_is_one_warning(monkeypatch, 
     engine.devices = "none"
     monkeypatch.setattr(checkpoint_engine.CheckpointEngine, "load", lambda *_, **__: engine)
     cache = tmp_path / "file" / "cache"
-    assert command._load(ServeConfig(checkpoint=tmp_path, compilation_cache=cache)) is engine
+    assert command._load(ServeConfig(checkpoint=tmp_path, dtype="bfloat16", compilation_cache=cache)) is engine
     [warning] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert warning.startswith(f"--compilation-cache {cache} cannot be used")
 
