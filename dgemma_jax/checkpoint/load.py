@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from dgemma_jax.checkpoint import compressed
 from dgemma_jax.checkpoint.match import require_shapes
 from dgemma_jax.checkpoint.names import Entry, abstract_model, entries
 from dgemma_jax.checkpoint.names import Path as ParameterPath
@@ -39,7 +39,11 @@ def require_match(wanted: list[Entry], files: TensorFiles) -> None:
     """
     tied = _tied_copies(files)
     found = {name: files.shape(name) for name in files.names if name not in tied}
-    require_shapes(files.folder, {entry.name: entry.published_shape for entry in wanted}, found)
+    tensors: dict[str, tuple[int, ...]] = {}
+    for entry in wanted:
+        tensors |= compressed.stored_shapes(entry, files)
+    require_shapes(files.folder, tensors, found)
+    compressed.require_dtypes(wanted, files)
 
 
 def _tied_copies(files: TensorFiles) -> set[str]:
@@ -56,11 +60,14 @@ def load_parameters(
     head: str = "materialised",
     quantize: Kind | None = None,
     mesh: Mesh | None = None,
+    keep_fp8: bool = False,
 ) -> tuple[nnx.GraphDef, nnx.State]:
     """Structure and parameters of the model, in `dtype`, on the default device or spread over a mesh.
 
     Each device reads its own part of each tensor; of a group of processes each reads for its own devices. A bar on
     stderr, if that is a terminal, shows how fast. Weights that are quantised are so tensor by tensor, on one device.
+
+    Weights that are stored as FP8 are full in `dtype`, or `Quantized` with `keep_fp8`, which needs one device too.
 
     Raises `CheckpointError` for files that are damaged or do not fit the model.
     """
@@ -77,7 +84,8 @@ def load_parameters(
     files = TensorFiles.open(folder)
     table = list(entries(config))
     require_match(table, files)
-    arrays = _read_all(files, table, places, dtype, quantize)
+    kept = {entry.path for entry in table if compressed.is_compressed(entry, files)} if keep_fp8 else set()
+    arrays = _read_all(files, table, places, dtype, quantize, kept)
     return graphdef, nnx.from_flat_state([(path, leaf.replace(arrays[path])) for path, leaf in flat])
 
 
@@ -87,10 +95,11 @@ def _read_all(
     places: dict[ParameterPath, jax.sharding.Sharding],
     dtype: jnp.dtype,
     quantize: Kind | None,
+    kept: set[ParameterPath],
 ) -> dict[ParameterPath, jax.Array | Quantized]:
     """Every tensor on its devices, several at a time."""
     started = time.monotonic()
-    size = sum(math.prod(entry.shape) * files.dtype(entry.name).itemsize for entry in table)
+    size = sum(compressed.stored_bytes(entry, files) for entry in table)
     with (
         ThreadPoolExecutor(THREADS) as pool,
         tqdm(total=size, unit="B", unit_scale=True, desc="loading", disable=None) as bar,
@@ -99,10 +108,13 @@ def _read_all(
         def read(entry: Entry) -> jax.Array | Quantized:
             value: jax.Array | Quantized
             if quantize is not None and is_quantizable(entry.path):
-                value = quantize_array(files.read(entry.name).reshape(entry.shape), entry.path, quantize)
+                value = quantize_array(compressed.part(files, entry), entry.path, quantize)
+            elif entry.path in kept:
+                values, scale = compressed.read(files, entry)
+                value = Quantized(jax.device_put(values.view(np.uint8)), jax.device_put(scale), 8)
             else:
                 value = _read(files, entry, places[entry.path], dtype)
-            bar.update(math.prod(entry.shape) * files.dtype(entry.name).itemsize)
+            bar.update(compressed.stored_bytes(entry, files))
             return value
 
         found = dict(zip((entry.path for entry in table), pool.map(read, table), strict=True))
@@ -115,7 +127,7 @@ def _read(files: TensorFiles, entry: Entry, place: jax.sharding.Sharding, dtype:
     """Part by part: of a tensor that is cut never more than one part is in host memory."""
     if isinstance(place, jax.sharding.SingleDeviceSharding):
         # Not tied to the device: programs are compiled anew for arguments that are, where others were not.
-        return jax.device_put(files.read_part(entry.name, entry.shape, [(0, n) for n in entry.shape], dtype))
+        return jax.device_put(compressed.part(files, entry, dtype))
     devices: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
     for device, index in place.addressable_devices_indices_map(entry.shape).items():
         cuts = (slice(None),) * len(entry.shape) if index is None else index
@@ -123,6 +135,6 @@ def _read(files: TensorFiles, entry: Entry, place: jax.sharding.Sharding, dtype:
         devices.setdefault(ranges, []).append(device)
     arrays = []
     for ranges, holders in devices.items():  # a part that several devices hold is read once
-        part = files.read_part(entry.name, entry.shape, ranges, dtype)
+        part = compressed.part(files, entry, dtype, ranges)
         arrays += jax.block_until_ready([jax.device_put(part, device) for device in holders])
     return jax.make_array_from_single_device_arrays(entry.shape, place, arrays)
