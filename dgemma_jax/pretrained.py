@@ -203,8 +203,8 @@ def load(
     """Loads a checkpoint folder: the Hugging Face layout, or the same with an Orbax tree for weights.
 
     Args:
-        path: folder with config.json and weights, safetensors (full, or FP8 of compressed-tensors) or `orbax/`; generation_config.json and a tokenizer
-            where there are.
+        path: folder with config.json and weights, safetensors (full ones, or FP8 of compressed-tensors) or `orbax/`;
+            generation_config.json and a tokenizer where there are.
         dtype: "bfloat16", or "float32" for exactness. Weights are converted when the files hold the other.
         mesh: devices to spread the model over: "expert=4,data=2" or a jax Mesh with axes of `data`, `expert` and
             `model` (see `dgemma_jax.sharding`); None for all accelerators present, of CPU devices for one.

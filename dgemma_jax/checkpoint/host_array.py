@@ -6,14 +6,17 @@ for a moment the tensor is there twice.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 ALIGNMENT = 64
-PIECE_BYTES = 2**24
+PIECE_BYTES = 2**22
 """What is read at a time where numbers are converted: no second array of the tensor's size is made."""
 
 
@@ -52,3 +55,26 @@ def _fill(file: io.RawIOBase, content: np.ndarray) -> bool:
             return False
         done += count
     return True
+
+
+class Room:
+    """So many bytes of host memory for what is read and not yet on its device; whoever wants more of it waits.
+
+    What is larger than all of it waits until it is alone.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size, self._taken = size, 0
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def take(self, size: int) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._taken or self._taken + size <= self._size)
+            self._taken += size
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= size
+                self._changed.notify_all()

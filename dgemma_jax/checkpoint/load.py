@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from dgemma_jax.checkpoint import compressed
+from dgemma_jax.checkpoint.host_array import Room
 from dgemma_jax.checkpoint.match import require_shapes
 from dgemma_jax.checkpoint.names import Entry, abstract_model, entries
 from dgemma_jax.checkpoint.names import Path as ParameterPath
@@ -49,7 +50,12 @@ def require_match(wanted: list[Entry], files: TensorFiles) -> None:
 def _tied_copies(files: TensorFiles) -> set[str]:
     head, embedding = "lm_head.weight", "model.decoder.embed_tokens.weight"
     both = head in files and embedding in files and files.shape(head) == files.shape(embedding)
-    return {head} if both and np.array_equal(files.read(head), files.read(embedding)) else set()
+    return {head} if both and _equal(files.read(head), files.read(embedding)) else set()
+
+
+def _equal(one: np.ndarray, other: np.ndarray) -> bool:
+    """Some rows at a time: a comparison of all makes an array as long as the vocabulary is wide."""
+    return all(np.array_equal(one[row : row + 1024], other[row : row + 1024]) for row in range(0, len(one), 1024))
 
 
 def load_parameters(
@@ -100,12 +106,19 @@ def _read_all(
     """Every tensor on its devices, several at a time."""
     started = time.monotonic()
     size = sum(compressed.stored_bytes(entry, files) for entry in table)
+    # One large tensor at a time, or several small ones: what is read and what is made of it are there together.
+    width = max(dtype.itemsize, *(files.dtype(entry.name).itemsize for entry in table if entry.name in files))
+    room = Room(max(entry.size for entry in table) * width)
     with (
         ThreadPoolExecutor(THREADS) as pool,
         tqdm(total=size, unit="B", unit_scale=True, desc="loading", disable=None) as bar,
     ):
 
         def read(entry: Entry) -> jax.Array | Quantized:
+            with room.take(entry.size * width):
+                return jax.block_until_ready(read_now(entry))
+
+        def read_now(entry: Entry) -> jax.Array | Quantized:
             value: jax.Array | Quantized
             if quantize is not None and is_quantizable(entry.path):
                 value = quantize_array(compressed.part(files, entry), entry.path, quantize)
