@@ -25,6 +25,7 @@ from dgemma_jax.config import (
     TextConfig,
     VisionConfig,
 )
+from dgemma_jax.quantization_json import check_quantization
 from dgemma_jax.strict_json import KINDS, Fixed, StrictObject, load_object, load_optional, raise_collected, show
 
 FOLDER_CONTENTS = (
@@ -59,8 +60,7 @@ _TRANSFORMER: Fixed = {
 _ROOT: Fixed = {
     "model_type": (("diffusion_gemma",), "other architectures are not read"),
     "tie_word_embeddings": ((True,), "the vocabulary head and both encoders share the decoder's weights"),
-    "quantization_config": ((None,), "quantized checkpoints are not read; use the bfloat16 or float32 weights"),
-    "quantization": ((None,), "quantized checkpoints are not read; use the bfloat16 or float32 weights"),
+    "quantization": ((None,), "of quantized checkpoints FP8 of compressed-tensors is read, or full weights"),
 }
 _TEXT: Fixed = {
     **_TRANSFORMER,
@@ -118,6 +118,7 @@ def read_model_config(folder: Path) -> ModelConfig:
     problems: list[str] = []
     root = StrictObject(_load_config(folder), problems)
     root.fixed(_ROOT)
+    check_quantization(root)
     if "model_type" not in root.values:
         root.problem("model_type", 'missing, wanted "diffusion_gemma"')
     model = root.plain_fields(ModelConfig, "soft_tokens_per_image")

@@ -24,6 +24,7 @@ from dgemma_jax.config_json import read_generation_config, read_model_config, re
 from dgemma_jax.generate import Generated, generate
 from dgemma_jax.inputs import check_images, check_tokens
 from dgemma_jax.model.moe import BACKENDS, choose_backend
+from dgemma_jax.model.quantized import Quantized
 from dgemma_jax.prompt.tokenizer import Tokenizer
 from dgemma_jax.sampling.heads import HEADS, choose_head
 from dgemma_jax.sampling.options import PLAIN, SamplingOptions
@@ -214,8 +215,8 @@ def load(
     """Loads a checkpoint folder: the Hugging Face layout, or the same with an Orbax tree for weights.
 
     Args:
-        path: folder with config.json and weights, safetensors or `orbax/`; generation_config.json and a tokenizer
-            where there are.
+        path: folder with config.json and weights, safetensors (full ones, or FP8 of compressed-tensors) or `orbax/`;
+            generation_config.json and a tokenizer where there are.
         dtype: "bfloat16", or "float32" for exactness. Weights are converted when the files hold the other.
         mesh: devices to spread the model over: "expert=4,data=2" or a jax Mesh with axes of `data`, `expert` and
             `model` (see `dgemma_jax.sharding`); None for all accelerators present, of CPU devices for one.
@@ -245,11 +246,16 @@ def load(
     devices = make_mesh(mesh, config.text)
     # An adapter is added to full weights.
     early = quantize if adapter is None else None
-    graphdef, params = load_parameters(folder, config, kind, chosen, pass_, early, devices)
+    keep_fp8 = adapter is None and devices is None
+    graphdef, params = load_parameters(folder, config, kind, chosen, pass_, early, devices, keep_fp8)
     if adapter is not None:
         params = merge_adapter(params, adapter)
         params = params if quantize is None else quantize_parameters(params, quantize, devices)
-    logger.info("experts run as %s, the vocabulary as %s, matrices in %s", chosen, pass_, quantize or dtype)
+    is_fp8 = any(isinstance(leaf[...], Quantized) and leaf[...].is_fp8 for _, leaf in nnx.to_flat_state(params))
+    if is_fp8 and chosen == "ragged_dot":
+        raise ValueError("the backend ragged_dot needs full weights, and these are FP8: choose another one")
+    matrices = "fp8" if is_fp8 else quantize or dtype
+    logger.info("experts run as %s, the vocabulary as %s, matrices in %s", chosen, pass_, matrices)
     return Model(config, generation, processor, tokenizer, kind, graphdef, params, devices)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from golden import reading
 
 from dgemma_jax import sharding
 from dgemma_jax.config import DIFFUSION_GEMMA_26B_A4B
-from tools import bench, bench_head, bench_model, bench_moe, roofline
+from tools import bench, bench_head, bench_model, bench_moe, bench_quality, roofline
 from tools.bench_timing import Peaks, Sample, figure
 from tools.module_cost import matrix_flops
 
@@ -119,3 +120,29 @@ def test_products_in_loops_count_as_often_as_they_run() -> None:
     assert matrix_flops(endless.lower(x, weight).compile().as_text(), unknown_trips=5) == 5 * 2 * 4 * 8 * 8
     either = jax.jit(lambda x, w: jax.lax.cond(x[0, 0] > 0, lambda: x @ w[0] @ w[1], lambda: x @ w[2]))
     assert matrix_flops(either.lower(x, weight).compile().as_text()) == 2 * 2 * 4 * 8 * 8
+
+
+def test_quantised_weights_are_compared_with_full_ones_on_the_same_questions(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The answers, which take long, are made up; the logits are the models'."""
+    asked = []
+
+    def answer(model: Any, template: Any, examples: Any) -> SimpleNamespace:
+        asked.append(examples)
+        return SimpleNamespace(share=1 / len(asked))
+
+    monkeypatch.setattr(bench_quality, "score", answer)
+    found = ran(capsys, "quality", "--count", "1", "--skill", "arithmetic", "--json")
+    full, eight, four = found["figures"]
+    assert [full["name"], eight["name"], four["name"]] == ["full", "int8", "int4"]
+    assert 0 < full["logit_error"] < four["logit_error"] and eight["logit_error"] < four["logit_error"]
+    assert [figure["shares"] for figure in found["figures"]] == [{"arithmetic": 1 / n} for n in (1, 2, 3)]
+    assert len(asked[0]) == 1 and asked[0] == asked[1] == asked[2]
+
+
+def test_errors_of_logits_are_parts_of_their_spread() -> None:
+    wanted = np.asarray([[0.0, 4.0], [4.0, 0.0]])
+    assert bench_quality.errors([wanted], [wanted]) == {"logit_error": 0.0, "same_likeliest": 1.0}
+    moved = bench_quality.errors([np.asarray([[0.5, 4.5], [3.5, 5.0]])], [wanted])
+    assert moved == {"logit_error": 0.25, "same_likeliest": 0.5}

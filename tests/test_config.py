@@ -314,7 +314,7 @@ def test_wrong_type_says_what_was_wanted_and_found(tmp_path: Path, key: str, val
     [
         ("model_type", "gemma4"),
         ("tie_word_embeddings", False),
-        ("quantization_config", {"quant_method": "fp8"}),
+        ("quantization_config", "fp8"),
         ("quantization", {"bits": 4}),
         ("text_config.model_type", "gemma4_text"),
         ("text_config.tie_word_embeddings", False),

@@ -12,14 +12,21 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from dgemma_jax.checkpoint import orbax
+from dgemma_jax.checkpoint import compressed, orbax
 from dgemma_jax.checkpoint.deepmind import DeepMindTree, Leaf
 from dgemma_jax.checkpoint.load import ORBAX_FOLDER, require_match
 from dgemma_jax.checkpoint.match import require_shapes
 from dgemma_jax.checkpoint.names import Entry, entries
 from dgemma_jax.checkpoint.orbax_parameters import kind_of, stored_entries
 from dgemma_jax.checkpoint.quantize import Kind, is_quantizable
-from dgemma_jax.checkpoint.safetensors import INDEX_FILE, SINGLE_FILE, TensorFiles, write_index, write_tensors
+from dgemma_jax.checkpoint.safetensors import (
+    INDEX_FILE,
+    SINGLE_FILE,
+    CheckpointError,
+    TensorFiles,
+    write_index,
+    write_tensors,
+)
 from dgemma_jax.config import PRESETS, ModelConfig
 from dgemma_jax.config_json import read_model_config
 
@@ -74,6 +81,8 @@ class SafetensorsSource:
         self._files = TensorFiles.open(folder)
         table = list(entries(config))
         require_match(table, self._files)
+        if any(compressed.is_compressed(entry, self._files) for entry in table):
+            raise CheckpointError(f"{folder} holds FP8 weights, which are loaded as they are and not converted")
         self.pieces = [Piece((entry,), (self._files.dtype(entry.name),)) for entry in table]
 
     def read(self, pieces: Sequence[Piece]) -> Iterator[tuple[Entry, np.ndarray]]:

@@ -12,9 +12,13 @@ import json
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
+from dgemma_jax.checkpoint import compressed
+from dgemma_jax.checkpoint.load import require_match
 from dgemma_jax.checkpoint.names import Entry, entries
 from dgemma_jax.checkpoint.quantize import KINDS, is_quantizable, matrix_shape, predicted_bytes
+from dgemma_jax.checkpoint.safetensors import INDEX_FILE, SINGLE_FILE, TensorFiles
 from dgemma_jax.config import PRESETS, ModelConfig
 from dgemma_jax.config_json import read_generation_config, read_model_config, read_processor_config
 from tools.convert_layouts import open_source
@@ -52,26 +56,50 @@ def report(options: argparse.Namespace) -> str:
     """The report of a folder, whose files are checked, or of a preset, which has none."""
     config = PRESETS[options.preset] if options.preset else read_model_config(options.folder)
     table = list(entries(config))
-    found = {"config": dataclasses.asdict(config), **_sizes(table, BYTES[options.dtype])}
+    files = _fp8_files(options.folder, table) if options.folder else None
+    found = {"config": dataclasses.asdict(config), **_sizes(table, BYTES[options.dtype], files)}
     if options.folder:
-        source, _ = open_source(options.folder, None)
         if config.vision is not None:
             found["processor"] = dataclasses.asdict(read_processor_config(options.folder, config))
         found["generation"] = dataclasses.asdict(read_generation_config(options.folder))
-        stored = sum(piece.nbytes for piece in source.pieces)
-        tensors = sum(len(piece.entries) for piece in source.pieces)
-        found["files"] = {"tensors": tensors, "bytes": stored, "quantised": source.kind}
+        found["files"] = _stored(options.folder) if files is None else _stored_fp8(files)
     if options.tensors:
         found["names"] = {entry.name: entry.published_shape for entry in sorted(table, key=lambda e: e.name)}
     return json.dumps(found, indent=1) if options.json else _text(config, found, options.dtype)
 
 
-def _sizes(table: list[Entry], width: int) -> dict:
+def _fp8_files(folder: Path, table: list[Entry]) -> TensorFiles | None:
+    """The files of a folder with FP8 weights, checked; None for other folders."""
+    if not any((folder / name).is_file() for name in (SINGLE_FILE, INDEX_FILE)):
+        return None
+    files = TensorFiles.open(folder)
+    if not any(files.dtype(name) == compressed.FP8 for name in files.names):
+        return None
+    require_match(table, files)
+    return files
+
+
+def _stored(folder: Path) -> dict[str, Any]:
+    source, _ = open_source(folder, None)
+    tensors = sum(len(piece.entries) for piece in source.pieces)
+    return {"tensors": tensors, "bytes": sum(piece.nbytes for piece in source.pieces), "quantised": source.kind}
+
+
+def _stored_fp8(files: TensorFiles) -> dict[str, Any]:
+    matrices = sum(files.dtype(name) == compressed.FP8 for name in files.names)
+    return {"tensors": len(files.names), "bytes": files.nbytes, "fp8_matrices": matrices}
+
+
+def _sizes(table: list[Entry], width: int, fp8: TensorFiles | None) -> dict:
     parts: Counter[str] = Counter()
     for entry in table:
         parts[entry.part] += entry.size
     total = sum(parts.values())
     memory = {kind or FULL: sum(predicted_bytes(entry, kind, width) for entry in table) for kind in _kinds(table)}
+    if fp8 is not None:
+        # In memory a scale has four bytes, as of int8.
+        kinds = ["int8" if compressed.is_compressed(entry, fp8) else None for entry in table]
+        memory["fp8"] = sum(predicted_bytes(entry, kind, width) for entry, kind in zip(table, kinds, strict=True))
     counts = {"tensors": len(table), "parameters": total, "bytes": total * width}
     return {**counts, "parts": dict(parts.most_common()), "memory": memory}
 
@@ -106,13 +134,17 @@ def _text(config: ModelConfig, found: dict, dtype: str) -> str:
     ]
     memory = ", ".join(f"{kind} {size / 1e9:,.2f} GB" for kind, size in found["memory"].items())
     lines += ["", f"memory    of the weights when loaded, by --quantize: {memory}"]
+    if "fp8" in found["memory"]:
+        lines += ["          fp8 is as stored, without --quantize; full is with an adapter or on several devices"]
     if "files" in found:
-        held = found["files"]["quantised"] or ""
+        held = found["files"].get("quantised") or ""
         lines += [
             "",
             f"files     {found['files']['tensors']} tensors, {found['files']['bytes']:,} bytes"
             f"{held and f', matrices in {held}'}: all accounted for",
         ]
+    if "fp8_matrices" in found.get("files", {}):
+        lines += [f"          {found['files']['fp8_matrices']} matrices in FP8 (compressed-tensors), with their scales"]
     lines += [f"{name} {list(shape)}" for name, shape in found.get("names", {}).items()]
     return "\n".join(lines)
 

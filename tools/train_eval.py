@@ -23,6 +23,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     score = commands.add_parser("eval", help="score a checkpoint; exit 1 if less than promised")
     score.add_argument("--checkpoint", type=Path, default=DEMO, help="folder (default: the shipped demo)")
     score.add_argument("--lora", type=Path, help="folder of an adapter to add")
+    score.add_argument("--quantize", choices=("int8", "int4"), help="weights of 8 or 4 bits (default: as they are)")
     score.add_argument("--data", type=Path, help="JSONL file of chats to answer (default: the demo's skills)")
     score.add_argument("--count", type=positive, help="questions of each skill (default 200), or first rows of --data")
     score.add_argument("--skill", action="append", metavar="NAME", help="only this demo skill; may be repeated")
@@ -40,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
 def _load(options: argparse.Namespace) -> dgemma_jax.Model:
     import dgemma_jax
 
-    model = dgemma_jax.load(options.checkpoint, lora=options.lora)
+    model = dgemma_jax.load(options.checkpoint, lora=options.lora, quantize=options.quantize)
     if options.steps:
         generation = dataclasses.replace(model.generation, max_denoising_steps=options.steps)
         model = dataclasses.replace(model, generation=generation)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +14,8 @@ from flax import nnx
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from dgemma_jax.checkpoint import compressed
+from dgemma_jax.checkpoint.host_array import Room
 from dgemma_jax.checkpoint.match import require_shapes
 from dgemma_jax.checkpoint.names import Entry, abstract_model, entries
 from dgemma_jax.checkpoint.names import Path as ParameterPath
@@ -42,13 +43,22 @@ def require_match(wanted: list[Entry], files: TensorFiles) -> None:
     """
     tied = _tied_copies(files)
     found = {name: files.shape(name) for name in files.names if name not in tied}
-    require_shapes(files.folder, {entry.name: entry.published_shape for entry in wanted}, found)
+    tensors: dict[str, tuple[int, ...]] = {}
+    for entry in wanted:
+        tensors |= compressed.stored_shapes(entry, files)
+    require_shapes(files.folder, tensors, found)
+    compressed.require_dtypes(wanted, files)
 
 
 def _tied_copies(files: TensorFiles) -> set[str]:
     head, embedding = "lm_head.weight", "model.decoder.embed_tokens.weight"
     both = head in files and embedding in files and files.shape(head) == files.shape(embedding)
-    return {head} if both and np.array_equal(files.read(head), files.read(embedding)) else set()
+    return {head} if both and _equal(files.read(head), files.read(embedding)) else set()
+
+
+def _equal(one: np.ndarray, other: np.ndarray) -> bool:
+    """Some rows at a time: a comparison of all makes an array as long as the vocabulary is wide."""
+    return all(np.array_equal(one[row : row + 1024], other[row : row + 1024]) for row in range(0, len(one), 1024))
 
 
 def stored_kind(folder: Path) -> Kind | None:
@@ -71,11 +81,14 @@ def load_parameters(
     head: str = "materialised",
     quantize: Kind | None = None,
     mesh: Mesh | None = None,
+    keep_fp8: bool = False,
 ) -> tuple[nnx.GraphDef, nnx.State]:
     """Structure and parameters of the model, in `dtype`, on the default device or spread over a mesh.
 
     Each device reads its own part of each tensor; of a group of processes each reads for its own devices. A bar on
     stderr, if that is a terminal, shows how fast. Weights that are quantised are so tensor by tensor, in shards too.
+
+    Weights that are stored as FP8 are full in `dtype`, or `Quantized` with `keep_fp8`, which needs one device too.
 
     Raises `CheckpointError` for files that are damaged or do not fit the model.
     """
@@ -92,7 +105,8 @@ def load_parameters(
     require_match(table, files)
     if quantize is not None:
         places |= {path: abstract(path, leaf, quantize, mesh) for path, leaf in flat if is_quantizable(path)}
-    arrays = _read_all(files, table, places, dtype, quantize)
+    kept = {entry.path for entry in table if compressed.is_compressed(entry, files)} if keep_fp8 else set()
+    arrays = _read_all(files, table, places, dtype, quantize, kept)
     return graphdef, nnx.from_flat_state([(path, leaf.replace(arrays[path])) for path, leaf in flat])
 
 
@@ -102,24 +116,35 @@ def _read_all(
     places: dict[ParameterPath, Place],
     dtype: jnp.dtype,
     quantize: Kind | None,
+    kept: set[ParameterPath],
 ) -> dict[ParameterPath, jax.Array | Quantized]:
     """Every tensor on its devices, several at a time."""
     started = time.monotonic()
-    size = sum(math.prod(entry.shape) * files.dtype(entry.name).itemsize for entry in table)
+    size = sum(compressed.stored_bytes(entry, files) for entry in table)
+    # One large tensor at a time, or several small ones: what is read and what is made of it are there together.
+    width = max(dtype.itemsize, *(files.dtype(entry.name).itemsize for entry in table if entry.name in files))
+    room = Room(max(entry.size for entry in table) * width)
     with (
         ThreadPoolExecutor(THREADS) as pool,
         tqdm(total=size, unit="B", unit_scale=True, desc="loading", disable=None) as bar,
     ):
 
         def read(entry: Entry) -> jax.Array | Quantized:
+            with room.take(entry.size * width):
+                return jax.block_until_ready(read_now(entry))
+
+        def read_now(entry: Entry) -> jax.Array | Quantized:
             place = places[entry.path]
             value: jax.Array | Quantized
             if isinstance(place, Quantized):
                 assert quantize is not None
                 value = from_files(files, entry, place, quantize)
+            elif entry.path in kept:
+                values, scale = compressed.read(files, entry)
+                value = Quantized(jax.device_put(values.view(np.uint8)), jax.device_put(scale), 8)
             else:
                 value = _read(files, entry, place, dtype)
-            bar.update(math.prod(entry.shape) * files.dtype(entry.name).itemsize)
+            bar.update(compressed.stored_bytes(entry, files))
             return value
 
         found = dict(zip((entry.path for entry in table), pool.map(read, table), strict=True))
@@ -132,7 +157,7 @@ def _read(files: TensorFiles, entry: Entry, place: jax.sharding.Sharding, dtype:
     """Part by part: of a tensor that is cut never more than one part is in host memory."""
     if isinstance(place, jax.sharding.SingleDeviceSharding):
         # Not tied to the device: programs are compiled anew for arguments that are, where others were not.
-        return jax.device_put(files.read_part(entry.name, entry.shape, [(0, n) for n in entry.shape], dtype))
+        return jax.device_put(compressed.part(files, entry, dtype))
     devices: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
     for device, index in place.addressable_devices_indices_map(entry.shape).items():
         cuts = (slice(None),) * len(entry.shape) if index is None else index
@@ -140,6 +165,6 @@ def _read(files: TensorFiles, entry: Entry, place: jax.sharding.Sharding, dtype:
         devices.setdefault(ranges, []).append(device)
     arrays = []
     for ranges, holders in devices.items():  # a part that several devices hold is read once
-        part = files.read_part(entry.name, entry.shape, ranges, dtype)
+        part = compressed.part(files, entry, dtype, ranges)
         arrays += jax.block_until_ready([jax.device_put(part, device) for device in holders])
     return jax.make_array_from_single_device_arrays(entry.shape, place, arrays)

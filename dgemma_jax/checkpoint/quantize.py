@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
+from dgemma_jax.checkpoint.host_array import empty
 from dgemma_jax.checkpoint.names import Entry, Path
 from dgemma_jax.model.quantized import Quantized, widened
 
@@ -23,6 +24,8 @@ KINDS: tuple[str, ...] = get_args(Kind)
 BITS: dict[Kind, int] = {"int8": 8, "int4": 4}
 LARGEST_GROUP = 64
 """Inputs that share a scale in four bits, at most: the scale is then a quarter of a bit a number."""
+PART_NUMBERS = 2**20
+"""Numbers that are in float32 at a time."""
 _QUANTIZED = {"attention": ("q_HCD", "k_KCD", "v_KCD", "o_DHC"), "mlp": ("gate_FD", "up_FD", "down_DF")}
 _QUANTIZED["experts"] = ("gate_up_EFD", "down_EDF")
 
@@ -70,14 +73,22 @@ def quantized_arrays(value: np.ndarray, path: Path, kind: Kind) -> tuple[np.ndar
     memory. Holds a few of the outputs in float32 at a time."""
     matrix = np.asarray(value).reshape(matrix_shape(path, value.shape))
     convert: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] = _int8 if kind == "int8" else _int4
-    parts = [convert(part.astype(np.float32)) for part in _parts(matrix)]
-    values, scale = (np.concatenate(arrays).reshape(*matrix.shape[:-1], -1) for arrays in zip(*parts, strict=True))
+    values, scale = (array.reshape(*matrix.shape[:-1], -1) for array in _converted(matrix, convert))
     return values, scale[..., 0] if kind == "int8" else scale
 
 
-def _parts(matrix: np.ndarray) -> list[np.ndarray]:
+def _converted(
+    matrix: np.ndarray, convert: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+) -> tuple[np.ndarray, ...]:
+    """What `convert` makes of all rows, some at a time, each written once and where a device can take it."""
     rows = matrix.reshape(-1, matrix.shape[-1])
-    return np.array_split(rows, max(1, min(len(rows), rows.size >> 22)))
+    step = max(1, PART_NUMBERS // rows.shape[1])
+    like = convert(rows[:1].astype(np.float32))
+    whole = tuple(empty((len(rows), one.shape[1]), one.dtype) for one in like)
+    for start in range(0, len(rows), step):
+        for array, part in zip(whole, convert(rows[start : start + step].astype(np.float32)), strict=True):
+            array[start : start + step] = part
+    return whole
 
 
 def _int8(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

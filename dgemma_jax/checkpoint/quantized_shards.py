@@ -22,6 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_dtypes import bfloat16
 
 from dgemma_jax import sharding
+from dgemma_jax.checkpoint import compressed
 from dgemma_jax.checkpoint.names import Entry, Path
 from dgemma_jax.checkpoint.quantize import (
     BITS,
@@ -79,11 +80,11 @@ def _struct(form: Form, place: jax.sharding.Sharding) -> Any:
 def from_files(files: TensorFiles, entry: Entry, target: Quantized, kind: Kind) -> Quantized:
     """A tensor of a checkpoint, quantised as `target` says: each byte is read once, of what this process has."""
     if not isinstance(target.values.sharding, NamedSharding):
-        return quantize(files.read(entry.name).reshape(entry.shape), entry.path, kind)
+        return quantize(compressed.part(files, entry), entry.path, kind)
 
     def rows(outputs: Ranges) -> np.ndarray:
         ranges = (*outputs, *((0, size) for size in entry.shape[len(outputs) :]))
-        return files.read_part(entry.name, entry.shape, ranges, files.dtype(entry.name))
+        return compressed.part(files, entry, None, ranges)
 
     return _spread(rows, entry.path, target, kind)
 

@@ -20,12 +20,15 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from dgemma_jax.checkpoint.host_array import empty, read_into
+
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 DTYPES: dict[str, np.dtype] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F16": np.dtype("<f2"),
     "F32": np.dtype("<f4"),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
 }
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _LENGTH_BYTES = 8
@@ -59,8 +62,8 @@ class TensorFiles:
     def open(cls, folder: Path) -> TensorFiles:
         """Reads the headers of `model.safetensors` or, without it, of the files that the index names.
 
-        Raises CheckpointError, naming the file, for weights that are missing, truncated, malformed, of another
-        dtype than bfloat16, float16 and float32, or at odds with the index.
+        Raises CheckpointError, naming the file, for weights that are missing, truncated, malformed, of a dtype that
+        is not in `DTYPES`, or at odds with the index.
         """
         folder = Path(folder)
         if (folder / SINGLE_FILE).is_file():
@@ -92,8 +95,13 @@ class TensorFiles:
         return self._find(name).shape
 
     def dtype(self, name: str) -> np.dtype:
-        """bfloat16 (of ml_dtypes), float16 or float32."""
+        """bfloat16 or float8_e4m3fn (of ml_dtypes), float16 or float32."""
         return self._find(name).dtype
+
+    def nbytes_of(self, name: str) -> int:
+        """Bytes of one tensor."""
+        tensor = self._find(name)
+        return tensor.stop - tensor.start
 
     def read(self, name: str) -> np.ndarray:
         """A read-only view of the file's pages: no copy, nothing read before it is used."""
@@ -112,16 +120,24 @@ class TensorFiles:
         """
         tensor = self._find(name)
         inner = [start == 0 and stop == size for (start, stop), size in zip(ranges[1:], shape[1:], strict=True)]
+        part = empty(tuple(stop - start for start, stop in ranges), dtype)
         if not all(inner):
             whole = np.memmap(tensor.path, tensor.dtype, "r", tensor.start, shape)
-            return np.array(whole[tuple(slice(*one) for one in ranges)], dtype)
+            part[...] = whole[tuple(slice(*one) for one in ranges)]
+            return part
         # One range of bytes, as is whatever is cut on the first axis alone.
-        row, (start, stop) = math.prod(shape[1:]), ranges[0] if shape else (0, 1)
-        offset = tensor.start + start * row * tensor.dtype.itemsize
-        found = np.fromfile(tensor.path, tensor.dtype, (stop - start) * row, offset=offset)
-        if len(found) < (stop - start) * row:
+        offset = tensor.start + (ranges[0][0] * math.prod(shape[1:]) * tensor.dtype.itemsize if shape else 0)
+        self._read_bytes(name, offset, part)
+        return part
+
+    def read_into(self, name: str, out: np.ndarray) -> None:
+        """All of a tensor into an array of as many numbers, in its dtype. Otherwise as `read_part`."""
+        self._read_bytes(name, self._find(name).start, out)
+
+    def _read_bytes(self, name: str, offset: int, out: np.ndarray) -> None:
+        tensor = self._find(name)
+        if not read_into(out, tensor.path, offset, tensor.dtype):
             raise CheckpointError(f"{tensor.path} ends within tensor {name}")
-        return found.reshape([stop - start for start, stop in ranges]).astype(dtype, copy=False)
 
     def _find(self, name: str) -> _Tensor:
         if name not in self._tensors:
@@ -246,7 +262,7 @@ def _check_layout(path: Path, tensors: Mapping[str, _Tensor], data_start: int, s
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
     """Writes one file, which appears whole or not at all.
 
-    Raises CheckpointError for a dtype other than bfloat16, float16 and float32.
+    Raises CheckpointError for a dtype that is not in `DTYPES`.
     """
     # Wide types first: every tensor is then aligned to its own size, as the format's own library has it.
     ordered = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))

@@ -6,7 +6,7 @@
       -> each token gathers and sums its rows
 
 Nothing is padded to the busiest expert, nothing is dropped, and the order of a token's sums does not depend on the
-rest of the batch. Quantised weights are widened in registers: int8 and int4 are read as they lie. The kernels are
+rest of the batch. Quantised weights are widened in registers: int8, FP8 and int4 are read as they lie. The kernels are
 written in Pallas (https://docs.jax.dev/en/latest/pallas) for its Triton backend; elsewhere they can be interpreted.
 """
 
@@ -173,9 +173,10 @@ def _parts(weight: Any, tiling: Tiling) -> _Parts:
     if not isinstance(weight, Quantized):
         return _Parts((weight,), _times_full)
     scale = weight.scale.astype(jnp.float32)
-    if weight.bits == 8:
-        return _Parts((weight.values, scale), _times_int8)
-    return _Parts((weight.values, scale), _times_int4)
+    if weight.bits == 4:
+        return _Parts((weight.values, scale), _times_4_bits)
+    values = jax.lax.bitcast_convert_type(weight.values, jnp.float8_e4m3fn) if weight.is_fp8 else weight.values
+    return _Parts((values, scale), _times_8_bits)
 
 
 def _times_full(
@@ -195,10 +196,10 @@ def _times_full(
     return jax.lax.fori_loop(0, tiling.K // tiling.inputs, add, _zeros(tiling, firsts))
 
 
-def _times_int8(
+def _times_8_bits(
     tiling: Tiling, x_ref: Any, row_R: jax.Array, refs: Any, expert: jax.Array, firsts: tuple[jax.Array, ...]
 ) -> tuple[jax.Array, ...]:
-    """The same for eight bits: widened tile by tile, and scaled at the end."""
+    """The same for eight bits, integers or floats: widened tile by tile, and scaled at the end."""
     values_ref, scale_ref = refs
 
     def add(index: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
@@ -216,7 +217,7 @@ def _times_int8(
     )
 
 
-def _times_int4(
+def _times_4_bits(
     tiling: Tiling, x_ref: Any, row_R: jax.Array, refs: Any, expert: jax.Array, firsts: tuple[jax.Array, ...]
 ) -> tuple[jax.Array, ...]:
     """The same for four bits: a byte holds an input of the first half and one of the second, each group has a scale."""

@@ -1,10 +1,13 @@
 """Weights of 8 or 4 bits, and products with them that never hold the whole weight in full precision.
 
     int8   one scale an output channel; the scale is applied to the product
+    fp8    the same with 8-bit floats (e4m3), as published checkpoints have them; kept as the bytes they are, because
+           XLA's CPU backend would bring every slice of float8 by way of a wider copy of the whole
     int4   one scale for every group of inputs; two numbers in a byte: the first half of a row in the low four bits
 
-A product runs over tiles of output channels; a tile is widened, used and thrown away. Only weights are quantised:
-activations keep their type. `dgemma_jax.checkpoint.quantize` makes these from full weights.
+On a CPU a product runs over tiles of output channels; a tile is widened, used and thrown away. Elsewhere the compiler
+widens a matrix while it multiplies: 24 of 4096 x 2816 take 0.55 ms on an H200, 9.0 tile by tile and 1.2 in bfloat16.
+Only weights are quantised: activations keep their type. `dgemma_jax.checkpoint.quantize` makes these from full weights.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 TILE_NUMBERS = 2**20
-"""Numbers of a tile: 4 MiB of float32."""
+"""Numbers of a tile on a CPU: 4 MiB of float32."""
 OFFSET = 8  # four bits hold 0 to 15 for -8 to 7
 
 
@@ -27,7 +30,8 @@ OFFSET = 8  # four bits hold 0 to 15 for -8 to 7
 class Quantized:
     """A matrix [outputs..., inputs] in place of a full one.
 
-    values: int8 [outputs..., Z], or uint8 [outputs..., Z / 2] with two numbers each.
+    values: int8 [outputs..., Z]; uint8 of the same shape, the bytes of float8_e4m3fn; or, of four bits, uint8
+        [outputs..., Z / 2] with two numbers each.
     scale: [outputs...], or [outputs..., groups].
     place: how `values` is cut over a mesh where its products see to that, as `matrix_parallel` does; None on one device
         and for experts, which `expert_parallel` hands to their devices.
@@ -48,14 +52,18 @@ class Quantized:
         return (*self.values.shape[:-1], self.values.shape[-1] * (1 if self.bits == 8 else 2))
 
     @property
+    def is_fp8(self) -> bool:
+        return self.bits == 8 and self.values.dtype == jnp.uint8
+
+    @property
     def nbytes(self) -> int:
         return self.values.nbytes + self.scale.nbytes
 
 
 def widened(weight: Quantized, dtype: jnp.dtype) -> tuple[jax.Array, ...]:
-    """The numbers of a (small) weight: of int8 all, still to be scaled; of int4 those of both halves of the inputs."""
+    """The numbers of a small weight: of 8 bits all, still to be scaled; of int4 those of both halves of the inputs."""
     if weight.bits == 8:
-        return (weight.values.astype(dtype),)
+        return (_from_fp8(weight.values, dtype) if weight.is_fp8 else weight.values.astype(dtype),)
     scales = jnp.split(weight.scale.astype(jnp.float32)[..., None], 2, axis=-2)
 
     def scaled(numbers: jax.Array, scale: jax.Array) -> jax.Array:
@@ -66,11 +74,27 @@ def widened(weight: Quantized, dtype: jnp.dtype) -> tuple[jax.Array, ...]:
     return scaled(weight.values & 15, scales[0]), scaled(weight.values >> 4, scales[1])
 
 
+def _from_fp8(values: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Bytes of 8-bit floats, widened exactly. Weights are never NaN, which is not looked at."""
+
+    def by_bits(values: jax.Array) -> jax.Array:
+        # As the upper bits of a half they are the number without 2 ** 8, the bias of 5 bits of exponent against that
+        # of 4; subnormal ones as well.
+        wide = values.astype(jnp.uint16)
+        half = jax.lax.bitcast_convert_type((wide & 0x80) << 8 | (wide & 0x7F) << 7, jnp.float16)
+        return (half.astype(jnp.float32) * 256).astype(dtype)
+
+    def by_device(values: jax.Array) -> jax.Array:
+        return jax.lax.bitcast_convert_type(values, jnp.float8_e4m3fn).astype(dtype)
+
+    return jax.lax.platform_dependent(values, cpu=by_bits, default=by_device)
+
+
 def product(x_AZ: jax.Array, weight: Quantized) -> jax.Array:
     """`x @ weight.T` for a weight [Y, Z]: [A, Y] in the type of `x`."""
     Y, Z = weight.shape
     tiles = next(n for n in range(1, Y + 1) if Y % n == 0 and Y // n * Z <= max(TILE_NUMBERS, Z))
-    if tiles == 1:
+    if tiles == 1 or jax.default_backend() != "cpu":
         return _tile(x_AZ, weight)
     cut = jax.tree.map(lambda part: part.reshape(tiles, Y // tiles, *part.shape[1:]), weight)
     made = jax.lax.map(lambda tile: _tile(x_AZ, tile), cut)

@@ -106,7 +106,7 @@ def a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
-@pytest.mark.parametrize("kind", ["bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("kind", ["bfloat16", "int8", "fp8", "int4"])
 def test_both_kernels_of_the_published_sizes_lower_for_cuda_without_a_device(kind: str, a_gpu: None) -> None:
     config = DIFFUSION_GEMMA_26B_A4B.text
     experts, width, hidden = config.num_experts, config.hidden_size, config.moe_intermediate_size
@@ -114,9 +114,10 @@ def test_both_kernels_of_the_published_sizes_lower_for_cuda_without_a_device(kin
     def weight(outputs: int, inputs: int) -> jax.ShapeDtypeStruct | Quantized:
         if kind == "bfloat16":
             return jax.ShapeDtypeStruct((experts, outputs, inputs), jnp.bfloat16)
-        if kind == "int8":
+        if kind != "int4":
+            held = jnp.int8 if kind == "int8" else jnp.uint8
             scale = jax.ShapeDtypeStruct((experts, outputs), jnp.float32)
-            return Quantized(jax.ShapeDtypeStruct((experts, outputs, inputs), jnp.int8), scale, 8)
+            return Quantized(jax.ShapeDtypeStruct((experts, outputs, inputs), held), scale, 8)
         groups = inputs // (64 if inputs % 128 == 0 else 32)
         scale = jax.ShapeDtypeStruct((experts, outputs, groups), jnp.bfloat16)
         return Quantized(jax.ShapeDtypeStruct((experts, outputs, inputs // 2), jnp.uint8), scale, 4)
