@@ -28,8 +28,11 @@ $(VENV)/reference: $(VENV)/test
 serve: $(VENV)/base
 	$(BIN)/python -m serve --checkpoint $(CHECKPOINT) --port $(PORT) $(ARGS)
 
+# Tests run in that many processes, each file whole in one; WORKERS=0 runs them in one, for a debugger.
+WORKERS ?= 2
+
 test: $(VENV)/test lint
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .

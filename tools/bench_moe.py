@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from dgemma_jax.config import TextConfig
 from dgemma_jax.model.expert_parallel import over_mesh
 from dgemma_jax.model.moe import BACKENDS
+from dgemma_jax.model.moe_grouped import supports
 from dgemma_jax.model.router import Routing
 from dgemma_jax.sharding import place, spec
 from tools import bench_model, roofline
@@ -31,7 +33,7 @@ def add_command(commands: Any) -> None:
     bench_model.add_options(parser, context=False)
     parser.add_argument("--tokens", type=positive, default=256, help="tokens of the pass (default %(default)s)")
     parser.add_argument(
-        "--backends", type=names, default=tuple(BACKENDS), metavar="NAMES", help="commas between them (default: all)"
+        "--backends", type=names, metavar="NAMES", help="commas between them (default: all that this device runs well)"
     )
     parser.set_defaults(run=printing(measure))
 
@@ -41,7 +43,7 @@ def measure(options: argparse.Namespace) -> str:
     config = bench_model.config_of(options)
     mesh = bench_model.mesh_of(options, config)
     own, _ = bench_model.backends_of(options, config)
-    wanted = dict.fromkeys((own, *options.backends))
+    wanted = dict.fromkeys((own, *(options.backends or at_home(config.text))))
     if unknown := sorted(set(wanted) - set(BACKENDS)):
         raise ValueError(f"--backends must be some of {', '.join(BACKENDS)}, found {', '.join(unknown)}")
     dtype = jnp.dtype(options.dtype)
@@ -58,6 +60,12 @@ def measure(options: argparse.Namespace) -> str:
         more[f"{own}, times as fast as {SLOWEST}"] = ratio(samples[SLOWEST], samples[own])
     settings = {**bench_model.settings_of(options, config), "tokens": options.tokens}
     return shown(report("moe", settings, figures, peak, **more), options.json)
+
+
+def at_home(config: TextConfig) -> list[str]:
+    """The backends, without kernels that the device would interpret or cannot cut the matrices for."""
+    kernels = jax.default_backend() == "gpu" and supports(config.moe_intermediate_size, config.hidden_size)
+    return [name for name in BACKENDS if kernels or name != "grouped_blocks"]
 
 
 def inputs(config: Any, tokens: int, dtype: jnp.dtype, seed: int) -> tuple[jax.Array, Routing, jax.Array, jax.Array]:

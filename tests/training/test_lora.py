@@ -145,7 +145,7 @@ def test_the_server_adds_the_adapter_that_its_flag_names(tinier, tmp_path) -> No
     model = read_model_config(tinier)
     adapter = lora.fresh(model, LoraConfig(rank=2), seed=0)
     lora.save(tmp_path, Adapter(adapter.config, jax.tree.map(lambda x: x + 0.1, adapter.params)))
-    flags = parse_flags(["--checkpoint", str(tinier), "--lora", str(tmp_path)])
+    flags = parse_flags(["--checkpoint", str(tinier), "--lora", str(tmp_path), "--dtype", "bfloat16"])
     engine = CheckpointEngine.load(flags.checkpoint, flags.dtype, flags.lora)
     same(engine._model.params, dgemma_jax.load(tinier, lora=tmp_path).params)
     damaged = TensorFiles.open_file(tmp_path / lora.WEIGHTS_FILE)
