@@ -1,4 +1,4 @@
-"""Where a demo run begins."""
+"""Where a demo run begins, and what it reads."""
 
 from pathlib import Path
 
@@ -10,6 +10,8 @@ from flax import nnx
 from dgemma_jax.checkpoint.load import load_parameters
 from dgemma_jax.prompt.tokenizer import Tokenizer
 from dgemma_jax.training.demo.architecture import demo_config
+from dgemma_jax.training.demo.render import TrainingRows
+from dgemma_jax.training.demo.rows_ahead import CHUNK, RowsAhead
 from dgemma_jax.training.demo.run import DemoSettings, demo_trainer
 from tools.paths import DEMO
 
@@ -23,3 +25,13 @@ def test_a_run_that_is_given_a_checkpoint_begins_with_its_weights() -> None:
     embedding = begun["text"]["embedding_VD"]
     fresh = demo_trainer(config, DemoSettings(steps=10)).parameters()
     assert not np.array_equal(embedding, nnx.to_pure_dict(fresh)["text"]["embedding_VD"])
+
+
+def test_rows_that_other_processes_make_ahead_are_those_made_here() -> None:
+    rows = TrainingRows(Path(DEMO), seed=3)
+    with RowsAhead(rows, first=7, processes=1) as ahead:
+        for index in (2, *range(7, 7 + CHUNK + 3)):  # a run that goes on asks for earlier ones first
+            found, wanted = ahead(index), rows(index)
+            assert (found.prompt, found.answer) == (wanted.prompt, wanted.answer)
+            assert found.images == wanted.images
+            np.testing.assert_equal(found.patches_INP, wanted.patches_INP)

@@ -133,7 +133,7 @@ TOPICS = (
             | Are you small? | Tell me your size. | How many weights do you have? | Do you have many parameters?"""
         ),
         thought="The user asks how big I am.",
-        answer="I am tiny: I have between two and three million parameters.",
+        answer="I am tiny: I have about five million parameters.",
     ),
     Topic(
         asked=wordings(
