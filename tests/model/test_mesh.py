@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import itertools
 import re
 
 import jax
@@ -46,7 +47,13 @@ SETTINGS = GenerationConfig(max_denoising_steps=4, entropy_bound=2.0, eos_token_
 ROWS, LENGTH = 4, CONFIG.canvas_length  # one shape for prompts and commits: one program
 TOKENS = np.arange(ROWS * LENGTH).reshape(ROWS, LENGTH) + 3
 CANVAS = np.arange(ROWS * CONFIG.canvas_length).reshape(ROWS, -1) + 7
-MESHES = ["expert=2", "expert=8", "data=4", "model=8", "data=2,expert=2,model=2"]
+SIZES = (1, 2, 4, 8)
+MESHES = [
+    f"data={data},expert={expert},model={heads}"
+    for data, expert, heads in itertools.product(SIZES, repeat=3)
+    if data * expert * heads <= 8 and data <= ROWS
+]
+"""All that eight devices can make."""
 
 
 @functools.cache

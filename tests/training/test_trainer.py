@@ -109,10 +109,11 @@ def test_remat_changes_memory_not_numbers(gradient) -> None:
     close(gradient(params, batch(), KEY, PLAIN), gradient(params, batch(), KEY, REMAT), atol=1e-5)
 
 
-def test_the_trainer_is_the_plain_loop_spread_over_devices(gradient) -> None:
+@pytest.mark.parametrize("wanted", ["expert=2", "model=2", "data=2", "data=2,expert=2,model=2"])
+def test_the_trainer_is_the_plain_loop_spread_over_devices(gradient, wanted: str) -> None:
     config = OptimizerConfig(steps=4, learning_rate=1e-3, warmup=0, average=0.9)
     expected, seen = updates(gradient, config, 3)
-    mesh = sharding.make_mesh("data=2,expert=2,model=2", CONFIG.text)
+    mesh = sharding.make_mesh(wanted, CONFIG.text)
     graphdef, params = nnx.split(sharding.spread(DiffusionGemma(CONFIG, nnx.Rngs(0), jnp.dtype("float32")), mesh))
     trainer = Trainer(graphdef, params, nnx.State({}), config, seed=0, mesh=mesh)
     losses = [float(trainer.step(batch(), PLAIN).loss) for _ in range(3)]
