@@ -106,14 +106,14 @@ def a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
-@pytest.mark.parametrize("kind", ["bfloat16", "int8", "fp8", "int4"])
+@pytest.mark.parametrize("kind", ["bfloat16", "float32", "int8", "fp8", "int4"])
 def test_both_kernels_of_the_published_sizes_lower_for_cuda_without_a_device(kind: str, a_gpu: None) -> None:
     config = DIFFUSION_GEMMA_26B_A4B.text
     experts, width, hidden = config.num_experts, config.hidden_size, config.moe_intermediate_size
 
     def weight(outputs: int, inputs: int) -> jax.ShapeDtypeStruct | Quantized:
-        if kind == "bfloat16":
-            return jax.ShapeDtypeStruct((experts, outputs, inputs), jnp.bfloat16)
+        if kind in ("bfloat16", "float32"):
+            return jax.ShapeDtypeStruct((experts, outputs, inputs), jnp.dtype(kind))
         if kind != "int4":
             held = jnp.int8 if kind == "int8" else jnp.uint8
             scale = jax.ShapeDtypeStruct((experts, outputs), jnp.float32)
@@ -124,6 +124,6 @@ def test_both_kernels_of_the_published_sizes_lower_for_cuda_without_a_device(kin
 
     chosen = jax.ShapeDtypeStruct((256, config.top_k_experts), jnp.int32)
     routing = Routing(chosen, jax.ShapeDtypeStruct(chosen.shape, jnp.float32), jax.ShapeDtypeStruct((), jnp.float32))
-    x_AD = jax.ShapeDtypeStruct((256, width), jnp.bfloat16)
+    x_AD = jax.ShapeDtypeStruct((256, width), jnp.float32 if kind == "float32" else jnp.bfloat16)
     traced = jax.jit(grouped_blocks).trace(x_AD, routing, weight(2 * hidden, width), weight(width, hidden))
     assert traced.lower(lowering_platforms=("cuda",)).as_text().count("triton") == 2
