@@ -49,7 +49,7 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
     demo.add_argument("--seed", type=int, default=0, help="of weights, data and noise (default %(default)s)")
     demo.add_argument("--initial", type=Path, help="demo checkpoint to begin with, in place of random weights")
     demo.add_argument("--learning-rate", type=rate, default=8e-3, help="at its peak (default %(default)s)")
-    demo.add_argument("--scale", type=positive, default=1, help="times as many rows in a batch; for a GPU, 8")
+    demo.add_argument("--scale", type=positive, default=1, help="times as many rows in a batch; for a GPU, 6")
     demo.add_argument("--processes", type=count, default=0, help="making rows beside this one; for a GPU, one a core")
     demo.set_defaults(run=run_demo)
 

@@ -40,7 +40,9 @@ def capacity_buckets(x_AD: jax.Array, routing: Routing, gate_up_EFD: jax.Array, 
     sizes = (*(size for size in CAPACITIES if size < A), A)
     runs: list[Callable[..., jax.Array]] = [functools.partial(_run, size) for size in sizes]
     _, width, hidden = down_EDF.shape
-    if _on_gpu() and supports(hidden, width):
+    # The kernels never ran on FP8.
+    is_fp8 = isinstance(gate_up_EFD, Quantized) and gate_up_EFD.is_fp8
+    if _on_gpu() and supports(hidden, width) and not is_fp8:
         sizes = tuple(size for size in sizes if size <= max(CROWDED * A * X // E, CAPACITIES[0]))
         runs = [*runs[: len(sizes)], _crowded]
     bucket = jnp.searchsorted(jnp.asarray(sizes), jnp.max(so_far_ZE[-1]))

@@ -6,8 +6,9 @@
       -> each token gathers and sums its rows
 
 Nothing is padded to the busiest expert, nothing is dropped, and the order of a token's sums does not depend on the
-rest of the batch. Quantised weights are widened in registers: int8, FP8 and int4 are read as they lie. The kernels are
-written in Pallas (https://docs.jax.dev/en/latest/pallas) for its Triton backend; elsewhere they can be interpreted.
+rest of a batch of one size. Quantised weights are widened in registers: int8, FP8 and int4 are read as they lie. The
+kernels are written in Pallas (https://docs.jax.dev/en/latest/pallas) for its Triton backend; elsewhere they can be
+interpreted.
 """
 
 from __future__ import annotations
@@ -44,10 +45,10 @@ def grouped_blocks(x_AD: jax.Array, routing: Routing, gate_up_EFD: jax.Array, do
     Raises:
         ValueError: sizes that do not divide into tiles of at least 16.
     """
-    E, D = gate_up_EFD.shape[0], x_AD.shape[1]
-    blocks = _blocks(routing, E)
-    hidden_ZF = _run(_gate_up_kernel, x_AD, blocks, gate_up_EFD, gate_up_EFD.shape[1] // 2, gather=True)
-    out_ZD = _run(_down_kernel, hidden_ZF, blocks, down_EDF, D, gather=False)
+    blocks = _blocks(routing, gate_up_EFD.shape[0])
+    hidden_ZF = _run(x_AD, blocks.token_Z, blocks.expert_J, gate_up_EFD, gated=True)
+    # What the first product made lies in blocks already.
+    out_ZD = _run(hidden_ZF, jnp.arange(len(hidden_ZF), dtype=jnp.int32), blocks.expert_J, down_EDF, gated=False)
     # A choice of another device's expert has no row.
     out_AXD = jnp.take(out_ZD, blocks.row_AX, axis=0, mode="fill", fill_value=0).astype(jnp.float32)
     return jnp.sum(out_AXD * routing.weight_AX[..., None], axis=1).astype(x_AD.dtype)
@@ -66,7 +67,7 @@ class Blocks(NamedTuple):
 
 
 def _blocks(routing: Routing, E: int) -> Blocks:
-    """Cuts the choices into blocks. Comparisons of all with all: on a GPU a sort or a running sum takes longer."""
+    """Cuts the choices into blocks, by comparisons of all with all: each is one kernel, where a sort is several."""
     A, X = routing.expert_AX.shape
     rows = BLOCK_ROWS if A * X <= E * BLOCK_ROWS else LARGE_BLOCK_ROWS
     most = A * X // rows + min(E, A * X)
@@ -89,28 +90,25 @@ def supports(hidden: int, width: int) -> bool:
     return all(math.gcd(size // 2, LEAST) == LEAST for size in (hidden, width))
 
 
-def _run(
-    kernel: Callable[..., None], x_ZK: jax.Array, blocks: Blocks, weight: Any, N: int, *, gather: bool
-) -> jax.Array:
-    """One kernel over all blocks and all tiles of `N` outputs: [J * R, N] in the type of `x`."""
-    E, K = weight.shape[0], weight.shape[-1]
-    (J,), rows = blocks.expert_J.shape, len(blocks.token_Z) // len(blocks.expert_J)
+def _run(x_ZK: jax.Array, row_Z: jax.Array, expert_J: jax.Array, weight: Any, *, gated: bool) -> jax.Array:
+    """One product over all blocks: the rows `row_Z` of `x` with the weights of their experts: [J * R, N]."""
+    E, Y, K = weight.shape
+    N, J = Y // 2 if gated else Y, len(expert_J)
     # Tiles that are being read lie in shared memory together: of float32 half as many inputs.
     outputs, inputs = math.gcd(N, OUTPUTS), math.gcd(K, INPUTS * 2 // x_ZK.dtype.itemsize)
     if min(outputs, inputs) < LEAST:
         raise ValueError(f"grouped_blocks needs multiples of {LEAST}, found a matrix of {N} outputs and {K} inputs")
-    tiling = Tiling(E, J, rows, outputs, inputs, K, N, len(x_ZK))
-    parts = _parts(weight, tiling)
+    tiling = Tiling(E, J, len(row_Z) // J, outputs, inputs, K, N, len(x_ZK), gated)
+    arrays, times = _parts(weight)
     call = pl.pallas_call(
-        functools.partial(kernel, tiling, parts.times),
-        out_shape=jax.ShapeDtypeStruct((J * rows, N), x_ZK.dtype),
+        functools.partial(_kernel, tiling, times),
+        out_shape=jax.ShapeDtypeStruct((len(row_Z), N), x_ZK.dtype),
         grid=(J * (N // outputs),),
         compiler_params=plt.CompilerParams(num_warps=WARPS, num_stages=STAGES),
         interpret=_interpreted(),
         name="experts",
     )
-    row_Z = blocks.token_Z if gather else jnp.arange(J * rows, dtype=jnp.int32)
-    return call(row_Z, blocks.expert_J, x_ZK, *parts.arrays)
+    return call(row_Z, expert_J, x_ZK, *arrays)
 
 
 def _interpreted() -> bool:
@@ -118,7 +116,10 @@ def _interpreted() -> bool:
 
 
 class Tiling(NamedTuple):
-    """Sizes of a kernel: experts, blocks, rows of a block, outputs and inputs of a tile, all inputs, outputs, rows."""
+    """Sizes of a kernel: experts, blocks, rows of a block, outputs and inputs of a tile, all inputs, outputs, rows.
+
+    `gated`: the weights have twice the outputs, of which those of the first half gate those of the second.
+    """
 
     E: int
     J: int
@@ -128,28 +129,25 @@ class Tiling(NamedTuple):
     K: int
     N: int
     A: int
+    gated: bool
 
 
-def _gate_up_kernel(tiling: Tiling, times: Any, row_ref: Any, expert_ref: Any, x_ref: Any, *refs: Any) -> None:
+Times = Callable[[Tiling, Any, jax.Array, Any, jax.Array, tuple[jax.Array, ...]], tuple[jax.Array, ...]]
+
+
+def _kernel(tiling: Tiling, times: Times, row_ref: Any, expert_ref: Any, x_ref: Any, *refs: Any) -> None:
+    """One tile of one block: of the gated product both halves, and what they make."""
     *weight_refs, out_ref = refs
     block, first, expert = _place(tiling, expert_ref)
+    firsts = (first, tiling.N + first) if tiling.gated else (first,)
 
     @pl.when(expert < tiling.E)
     def _() -> None:
         row_R = plt.load(row_ref.at[pl.ds(block * tiling.rows, tiling.rows)])
-        gate_RN, up_RN = times(tiling, x_ref, row_R, weight_refs, expert, (first, tiling.N + first))
-        _store(tiling, out_ref, block, first, (gelu(gate_RN) * up_RN).astype(out_ref.dtype))
-
-
-def _down_kernel(tiling: Tiling, times: Any, row_ref: Any, expert_ref: Any, x_ref: Any, *refs: Any) -> None:
-    *weight_refs, out_ref = refs
-    block, first, expert = _place(tiling, expert_ref)
-
-    @pl.when(expert < tiling.E)
-    def _() -> None:
-        row_R = plt.load(row_ref.at[pl.ds(block * tiling.rows, tiling.rows)])
-        (out_RN,) = times(tiling, x_ref, row_R, weight_refs, expert, (first,))
-        _store(tiling, out_ref, block, first, out_RN.astype(out_ref.dtype))
+        sums = times(tiling, x_ref, row_R, tuple(weight_refs), expert, firsts)
+        out_RN = gelu(sums[0]) * sums[1] if tiling.gated else sums[0]
+        place = out_ref.at[pl.ds(block * tiling.rows, tiling.rows), pl.ds(first, tiling.outputs)]
+        plt.store(place, out_RN.astype(out_ref.dtype))
 
 
 def _place(tiling: Tiling, expert_ref: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -159,38 +157,28 @@ def _place(tiling: Tiling, expert_ref: Any) -> tuple[jax.Array, jax.Array, jax.A
     return block, program // tiling.J * tiling.outputs, plt.load(expert_ref.at[block])
 
 
-def _store(tiling: Tiling, out_ref: Any, block: jax.Array, first: jax.Array, value_RN: jax.Array) -> None:
-    plt.store(out_ref.at[pl.ds(block * tiling.rows, tiling.rows), pl.ds(first, tiling.outputs)], value_RN)
-
-
-class _Parts(NamedTuple):
-    """The arrays of a weight as a kernel reads them, and the function that multiplies with them."""
-
-    arrays: tuple[jax.Array, ...]
-    times: Callable[..., tuple[jax.Array, ...]]
-
-
-def _parts(weight: Any, tiling: Tiling) -> _Parts:
+def _parts(weight: Any) -> tuple[tuple[jax.Array, ...], Times]:
+    """The arrays of a weight as the kernel reads them, and the function that multiplies with them."""
     if not isinstance(weight, Quantized):
-        return _Parts((weight,), _times_full)
+        return (weight,), _times_full
     scale = weight.scale.astype(jnp.float32)
     if weight.bits == 4:
-        return _Parts((weight.values, scale), _times_4_bits)
+        return (weight.values, scale), _times_4_bits
     values = jax.lax.bitcast_convert_type(weight.values, jnp.float8_e4m3fn) if weight.is_fp8 else weight.values
-    return _Parts((values, scale), _times_8_bits)
+    return (values, scale), _times_8_bits
 
 
 def _times_full(
     tiling: Tiling, x_ref: Any, row_R: jax.Array, refs: Any, expert: jax.Array, firsts: tuple[jax.Array, ...]
 ) -> tuple[jax.Array, ...]:
-    """Rows of `x` times tiles of an expert's outputs from each of `firsts` on: float32 [R, N] each."""
+    """Rows of `x` times tiles of an expert's outputs from each of `firsts` on, widened: float32 [R, N] each."""
     (weight_ref,) = refs
 
     def add(index: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         start = index * tiling.inputs
         x_RK = _rows(tiling, x_ref, row_R, start, tiling.inputs)
         return tuple(
-            total_RN + _dot(x_RK, _tile(tiling, weight_ref, expert, first, start, tiling.inputs))
+            total_RN + _dot(x_RK, _tile(tiling, weight_ref, expert, first, start, tiling.inputs).astype(x_RK.dtype))
             for total_RN, first in zip(sums, firsts, strict=True)
         )
 
@@ -200,18 +188,9 @@ def _times_full(
 def _times_8_bits(
     tiling: Tiling, x_ref: Any, row_R: jax.Array, refs: Any, expert: jax.Array, firsts: tuple[jax.Array, ...]
 ) -> tuple[jax.Array, ...]:
-    """The same for eight bits, integers or floats: widened tile by tile, and scaled at the end."""
+    """The same for eight bits, integers or floats: scaled at the end."""
     values_ref, scale_ref = refs
-
-    def add(index: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        start = index * tiling.inputs
-        x_RK = _rows(tiling, x_ref, row_R, start, tiling.inputs)
-        return tuple(
-            total_RN + _dot(x_RK, _tile(tiling, values_ref, expert, first, start, tiling.inputs).astype(x_RK.dtype))
-            for total_RN, first in zip(sums, firsts, strict=True)
-        )
-
-    sums = jax.lax.fori_loop(0, tiling.K // tiling.inputs, add, _zeros(tiling, firsts))
+    sums = _times_full(tiling, x_ref, row_R, (values_ref,), expert, firsts)
     return tuple(
         total_RN * plt.load(scale_ref.at[expert, pl.ds(first, tiling.outputs)])[None]
         for total_RN, first in zip(sums, firsts, strict=True)

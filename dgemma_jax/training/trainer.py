@@ -64,6 +64,7 @@ class Trainer:
         self.dtype, self.mesh, self.key = jnp.dtype(dtype), mesh, jax.random.key(seed)
         self.optimizer = make_optimizer(optimizer)
         trained, self.frozen = place(trained, mesh), place(frozen, mesh)
+        self._frozen_leaves, self._frozen_structure = jax.tree.flatten(self.frozen)
         average = jax.tree.map(jnp.copy, trained) if optimizer.average else None
         state = TrainState(trained, average, self.optimizer.init(trained), jnp.zeros((), jnp.int32))
         self.state = place(state, mesh)
@@ -78,7 +79,6 @@ class Trainer:
     def state(self, state: TrainState) -> None:
         # Kept as a list of arrays: to take the state apart at every call costs more than a GPU's step.
         self._leaves, self._structure = jax.tree.flatten(state)
-        self._frozen_leaves, self._frozen_structure = jax.tree.flatten(self.frozen)
         leaves, self._trained_structure = jax.tree.flatten(state.trained)
         self._trained = len(leaves)
 

@@ -27,6 +27,7 @@ from dgemma_jax.training.demo.rows_ahead import RowsAhead
 from dgemma_jax.training.objective import Batch, Metrics, Objective
 from dgemma_jax.training.optimizer import OptimizerConfig
 from dgemma_jax.training.rows import BatchStream, Bucket
+from dgemma_jax.training.run_folder import METRICS_FILE, forget_after
 from dgemma_jax.training.trainer import Trainer
 
 BUCKETS = (
@@ -127,9 +128,10 @@ class DemoRun:
 
     def _train(self) -> None:
         done = int(self.trainer.state.step)
-        started = saved = time.monotonic()
-        started -= self.seconds
-        with (self.out / "metrics.jsonl").open("a") as log, tqdm(total=self.steps, initial=done, unit="step") as bar:
+        forget_after(self.out, done)
+        saved = time.monotonic()
+        started = saved - self.seconds
+        with (self.out / METRICS_FILE).open("a") as log, tqdm(total=self.steps, initial=done, unit="step") as bar:
             for step in range(done + 1, self.steps + 1):
                 bucket, batch = next(self.stream)
                 metrics = self.trainer.step(batch, _objective(bucket))
