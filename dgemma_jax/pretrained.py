@@ -20,11 +20,12 @@ from dgemma_jax.checkpoint.load import load_parameters, stored_kind
 from dgemma_jax.checkpoint.quantize import KINDS, Kind
 from dgemma_jax.checkpoint.quantized_shards import quantize_parameters
 from dgemma_jax.config import ConfigError, GenerationConfig, ModelConfig, ProcessorConfig
-from dgemma_jax.config_json import read_generation_config, read_model_config, read_processor_config
+from dgemma_jax.config_json import read_generation_config, read_model_config
 from dgemma_jax.generate import Generated, generate
 from dgemma_jax.inputs import check_images, check_tokens
 from dgemma_jax.model.moe import BACKENDS, choose_backend
 from dgemma_jax.model.quantized import Quantized
+from dgemma_jax.processor_json import read_processor_config
 from dgemma_jax.prompt.tokenizer import Tokenizer
 from dgemma_jax.sampling.heads import HEADS, choose_head
 from dgemma_jax.sampling.options import PLAIN, SamplingOptions

@@ -20,7 +20,8 @@ from dgemma_jax.config import (
     ModelConfig,
     ProcessorConfig,
 )
-from dgemma_jax.config_json import read_generation_config, read_model_config, read_processor_config, write_config
+from dgemma_jax.config_json import read_generation_config, read_model_config, write_config
+from dgemma_jax.processor_json import read_processor_config
 
 Json = dict[str, Any]
 FIXTURE = Path(__file__).parent / "data" / "config_transformers_5_23.json"

@@ -20,7 +20,8 @@ from dgemma_jax.checkpoint.names import Entry, entries
 from dgemma_jax.checkpoint.quantize import KINDS, is_quantizable, matrix_shape, predicted_bytes
 from dgemma_jax.checkpoint.safetensors import INDEX_FILE, SINGLE_FILE, TensorFiles
 from dgemma_jax.config import PRESETS, ModelConfig
-from dgemma_jax.config_json import read_generation_config, read_model_config, read_processor_config
+from dgemma_jax.config_json import read_generation_config, read_model_config
+from dgemma_jax.processor_json import read_processor_config
 from tools.convert_layouts import open_source
 
 BYTES = {"bfloat16": 2, "float32": 4}

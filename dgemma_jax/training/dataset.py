@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from dgemma_jax.config import ModelConfig, ProcessorConfig
-from dgemma_jax.config_json import read_model_config, read_processor_config
+from dgemma_jax.config_json import read_model_config
+from dgemma_jax.processor_json import read_processor_config
 from dgemma_jax.prompt.template import ChatTemplate
 from dgemma_jax.prompt.tokenizer import Tokenizer
 from dgemma_jax.training.batch_shapes import RowShape

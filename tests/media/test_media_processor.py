@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dgemma_jax.config import DIFFUSION_GEMMA_26B_A4B, ProcessorConfig
-from dgemma_jax.config_json import read_processor_config, write_processor_config
+from dgemma_jax.processor_json import read_processor_config, write_processor_config
 
 DEMO = ProcessorConfig(
     patch_size=8, pooling_kernel_size=2, max_soft_tokens=16, video_max_soft_tokens=16, video_num_frames=4

@@ -15,9 +15,9 @@ from films import film, number
 from PIL import Image
 
 from dgemma_jax.config import ProcessorConfig
-from dgemma_jax.config_json import write_processor_config
 from dgemma_jax.media.image import soft_token_budgets, to_patches
 from dgemma_jax.media.video import read_video, stamp
+from dgemma_jax.processor_json import write_processor_config
 
 pytestmark = [
     pytest.mark.reference,

@@ -10,8 +10,8 @@ from flax import nnx
 
 from dgemma_jax.checkpoint.export import export
 from dgemma_jax.config import FULL, SLIDING, LayerType, ModelConfig, TextConfig, VisionConfig
-from dgemma_jax.config_json import write_processor_config
 from dgemma_jax.model.diffusion_gemma import DiffusionGemma
+from dgemma_jax.processor_json import write_processor_config
 from dgemma_jax.prompt.tokenizer import Tokenizer
 from dgemma_jax.training.demo.architecture import DEMO_PROCESSOR, demo_generation
 from dgemma_jax.training.run_folder import copy_companions

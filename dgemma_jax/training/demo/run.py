@@ -17,8 +17,8 @@ from tqdm import tqdm
 from dgemma_jax.checkpoint.export import export
 from dgemma_jax.checkpoint.load import load_parameters
 from dgemma_jax.config import ModelConfig
-from dgemma_jax.config_json import write_processor_config
 from dgemma_jax.model.diffusion_gemma import DiffusionGemma
+from dgemma_jax.processor_json import write_processor_config
 from dgemma_jax.prompt.tokenizer import Tokenizer
 from dgemma_jax.training.checkpoints import RunCheckpoints
 from dgemma_jax.training.demo.architecture import DEMO_PROCESSOR, demo_config, demo_generation
