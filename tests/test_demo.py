@@ -1,7 +1,8 @@
 """The shipped demo model, through the real server and the official client: what a newcomer sees first."""
 
+import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from aiohttp.test_utils import TestServer
@@ -24,8 +25,9 @@ PLAIN = {"chat_template_kwargs": {"thinking": False}}
 
 
 @pytest.fixture(scope="module")
-def engine() -> CheckpointEngine:
-    return CheckpointEngine.load(DEMO_CHECKPOINT, "bfloat16", slots=2)
+def engine() -> Iterator[CheckpointEngine]:
+    with contextlib.closing(CheckpointEngine.load(DEMO_CHECKPOINT, "bfloat16", slots=2)) as engine:
+        yield engine
 
 
 @pytest.fixture

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -32,8 +34,9 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def engine(folder) -> CheckpointEngine:
-    return CheckpointEngine.load(folder, "float32", slots=2)
+def engine(folder) -> Iterator[CheckpointEngine]:
+    with contextlib.closing(CheckpointEngine.load(folder, "float32", slots=2)) as engine:
+        yield engine
 
 
 def test_a_job_gives_what_the_library_gives(engine, folder):

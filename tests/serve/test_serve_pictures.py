@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import io
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +37,9 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def engine(folder) -> CheckpointEngine:
-    return CheckpointEngine.load(folder, "float32", slots=2)
+def engine(folder) -> Iterator[CheckpointEngine]:
+    with contextlib.closing(CheckpointEngine.load(folder, "float32", slots=2)) as engine:
+        yield engine
 
 
 @pytest.fixture(scope="module")
