@@ -103,9 +103,9 @@ class ServeConfig:
     moe_backend: str | None = field(
         default=None,
         metadata=_flag(
-            "how the experts run: all_experts, expert_blocks, capacity_buckets, grouped_blocks or ragged_dot "
+            "how the experts run: all_experts, expert_blocks, capacity_buckets, grouped_blocks, gmm or ragged_dot "
             "(default: by device)",
-            choices=("all_experts", "expert_blocks", "capacity_buckets", "grouped_blocks", "ragged_dot"),
+            choices=("all_experts", "expert_blocks", "capacity_buckets", "grouped_blocks", "gmm", "ragged_dot"),
         ),
     )
     coordinator: str | None = field(

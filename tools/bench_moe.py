@@ -64,8 +64,12 @@ def measure(options: argparse.Namespace) -> str:
 
 def at_home(config: TextConfig) -> list[str]:
     """The backends, without kernels that the device would interpret or cannot cut the matrices for."""
-    kernels = jax.default_backend() == "gpu" and supports(config.moe_intermediate_size, config.hidden_size)
-    return [name for name in BACKENDS if kernels or name != "grouped_blocks"]
+    device = jax.default_backend()
+    kernels = {
+        "grouped_blocks": device == "gpu" and supports(config.moe_intermediate_size, config.hidden_size),
+        "gmm": device == "tpu",
+    }
+    return [name for name in BACKENDS if kernels.get(name, True)]
 
 
 def inputs(config: Any, tokens: int, dtype: jnp.dtype, seed: int) -> tuple[jax.Array, Routing, jax.Array, jax.Array]:

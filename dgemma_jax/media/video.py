@@ -121,11 +121,13 @@ def _check(packets: list[_Packet], stream: av.VideoStream) -> tuple[int, Fractio
     times = [packet.shown for packet in packets if packet.shown is not None]
     if not times or stream.time_base is None:
         raise MediaError("the video has no frames")
-    seconds = float((max(times) - min(times)) * stream.time_base)
+    # av has a ratio of its own from release 19 on.
+    tick = Fraction(stream.time_base.numerator, stream.time_base.denominator)
+    seconds = float((max(times) - min(times)) * tick)
     if len(packets) > MOST_FRAMES or seconds > MOST_SECONDS:
         found = f"{seconds:.0f} seconds" if seconds > MOST_SECONDS else "more"
         raise MediaError(f"the video is too long: wanted at most {MOST_SECONDS} seconds, {MOST_FRAMES} frames; {found}")
-    return min(times), stream.time_base
+    return min(times), tick
 
 
 def _sample(packets: list[_Packet], count: int) -> list[int]:

@@ -3,9 +3,10 @@
     all_experts       every token through every expert, unchosen ones weighted zero: two dense products. No control
                       flow, differentiable; E/X times the useful arithmetic. The plain twin of the others.
     expert_blocks     a loop over blocks of rows that share one expert; for CPUs. See `moe_blocks.py`.
-    capacity_buckets  a batched product with room for the busiest expert; for GPUs and TPUs. See `moe_buckets.py`.
+    capacity_buckets  a batched product with room for the busiest expert; for GPUs. See `moe_buckets.py`.
     grouped_blocks    two kernels that read each expert's weights once, quantised ones as they lie; for NVIDIA GPUs.
                       See `moe_grouped.py`.
+    gmm               JAX's grouped kernel; for TPUs. See `moe_gmm.py`.
     ragged_dot        only by name, where the compiler has a grouped kernel. See `moe_ragged.py`.
 
 Weights are stored once, in the published layout, which is also the layout the products read; the per-expert scale is
@@ -24,6 +25,7 @@ from dgemma_jax.model.expert_parallel import ExpertFunction, over_mesh
 from dgemma_jax.model.mlp import gelu
 from dgemma_jax.model.moe_blocks import expert_blocks
 from dgemma_jax.model.moe_buckets import capacity_buckets
+from dgemma_jax.model.moe_gmm import gmm
 from dgemma_jax.model.moe_grouped import grouped_blocks, supports
 from dgemma_jax.model.moe_ragged import ragged_dot
 from dgemma_jax.model.parameter import einsum, weight
@@ -35,7 +37,7 @@ def all_experts(x_AD: jax.Array, routing: Routing, gate_up_EFD: jax.Array, down_
     """Weighted sum over the chosen experts of each token: [A, D]. Gate rows come first in `gate_up_EFD`."""
     A, E = x_AD.shape[0], gate_up_EFD.shape[0]
     weight_AE = jnp.zeros((A, E), jnp.float32).at[jnp.arange(A)[:, None], routing.expert_AX].set(routing.weight_AX)
-    if isinstance(gate_up_EFD, Quantized):
+    if isinstance(gate_up_EFD, Quantized) and isinstance(down_EDF, Quantized):
         return _one_by_one(x_AD, weight_AE, gate_up_EFD, down_EDF)
     D, F = down_EDF.shape[1:]
     # Plain matrix products: XLA's CPU backend sums products over two axes in another order for few rows than for many,
@@ -65,6 +67,7 @@ BACKENDS: dict[str, ExpertFunction] = {
     "expert_blocks": expert_blocks,
     "capacity_buckets": capacity_buckets,
     "grouped_blocks": grouped_blocks,
+    "gmm": gmm,
     "ragged_dot": ragged_dot,
 }
 
@@ -78,6 +81,8 @@ def choose_backend(config: TextConfig, platform: str, *, quantized: bool = False
         return "all_experts"
     if platform == "cpu":
         return "expert_blocks"
+    if platform == "tpu" and not quantized:
+        return "gmm"
     blocks = platform == "gpu" and quantized and supports(config.moe_intermediate_size, config.hidden_size)
     return "grouped_blocks" if blocks else "capacity_buckets"
 

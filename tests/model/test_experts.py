@@ -20,8 +20,8 @@ from serve.config import ServeConfig
 
 E, D, F = 7, 16, 16
 COMPILED = {
-    name: jax.jit(backend) for name, backend in BACKENDS.items() if name != "grouped_blocks"
-}  # see test_grouped.py
+    name: jax.jit(backend) for name, backend in BACKENDS.items() if name not in ("grouped_blocks", "gmm")
+}  # whose kernels are interpreted here: see test_grouped.py and test_gmm.py
 
 
 def numbers(seed: int, *shape: int) -> jax.Array:
@@ -116,6 +116,7 @@ def test_the_backend_is_chosen_by_device_and_by_what_all_experts_would_waste() -
     assert choose_backend(few, "cpu") == choose_backend(few, "gpu") == "all_experts"
     assert choose_backend(DIFFUSION_GEMMA_26B_A4B.text, "gpu") == "capacity_buckets"
     assert choose_backend(DIFFUSION_GEMMA_26B_A4B.text, "gpu", quantized=True) == "grouped_blocks"
+    assert choose_backend(DIFFUSION_GEMMA_26B_A4B.text, "tpu") == "gmm"
     assert choose_backend(DIFFUSION_GEMMA_26B_A4B.text, "tpu", quantized=True) == "capacity_buckets"
 
 
