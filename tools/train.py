@@ -49,6 +49,9 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
     demo.add_argument("--seed", type=int, default=0, help="of weights, data and noise (default %(default)s)")
     demo.add_argument("--initial", type=Path, help="demo checkpoint to begin with, in place of random weights")
     demo.add_argument("--learning-rate", type=rate, default=8e-3, help="at its peak (default %(default)s)")
+    demo.add_argument(
+        "--sight", type=count, help="batches that the vision tower alone begins with (default 1200; 0 with --initial)"
+    )
     demo.add_argument("--scale", type=positive, default=1, help="times as many rows in a batch; for a GPU, 6")
     demo.add_argument("--processes", type=count, default=0, help="making rows beside this one; for a GPU, one a core")
     demo.set_defaults(run=run_demo)
@@ -61,8 +64,9 @@ def run_demo(options: argparse.Namespace) -> int:
     from dgemma_jax.training.run_folder import copy_companions, fingerprint, remember, require_same
 
     initial = None if options.initial is None else options.initial.absolute()
+    sight = options.sight if options.sight is not None else 1200 if initial is None else 0
     wanted = DemoSettings(
-        steps=options.steps, seed=options.seed, scale=options.scale, learning_rate=options.learning_rate
+        steps=options.steps, seed=options.seed, scale=options.scale, learning_rate=options.learning_rate, sight=sight
     )
     settings = {"kind": "demo", **dataclasses.asdict(wanted)}
     if initial is not None:

@@ -221,12 +221,18 @@ def pair_is_true(sight: Sight) -> None:
 
 def description_is_true(sight: Sight) -> None:
     (scene,) = sight.scenes
+    things, ground = re.fullmatch(r"(.+) on an? (\w+) background\.", sight.answer).groups()  # type: ignore[union-attr]
+    assert ground == scene.background.colour.name
+    if len(set(shown(scene))) > 1:
+        named = re.findall(r"\ban? (\w+) (\w+)", things, re.IGNORECASE)
+        assert named == sorted(shown(scene), key=lambda pair: pair[1])
+        assert things.count(",") == len(named) - 2 and things.count(" and ") == 1
+        return
     ((colour, kind),) = set(shown(scene))
-    pattern = r"(An?|\d) (\w+) (\w+?)(s?) on an? (\w+) background\."
-    number, *words = re.fullmatch(pattern, sight.answer).groups()  # type: ignore[union-attr]
+    number, *words = re.fullmatch(r"(An?|\d) (\w+) (\w+?)(s?)", things).groups()  # type: ignore[union-attr]
     many = len(scene.shapes) > 1
     assert number == (str(len(scene.shapes)) if many else "An" if colour == "orange" else "A")
-    assert words == [colour, kind, "s" if many else "", scene.background.colour.name]
+    assert words == [colour, kind, "s" if many else ""]
 
 
 def motion_is_true(sight: Sight) -> None:

@@ -12,18 +12,18 @@ from dgemma_jax.prompt.tokenizer import Tokenizer
 from dgemma_jax.training.demo.architecture import demo_config
 from dgemma_jax.training.demo.render import TrainingRows
 from dgemma_jax.training.demo.rows_ahead import CHUNK, RowsAhead
-from dgemma_jax.training.demo.run import DemoSettings, demo_trainer
+from dgemma_jax.training.demo.run import DemoSettings, demo_model, demo_trainer
 from tools.paths import DEMO
 
 
 def test_a_run_that_is_given_a_checkpoint_begins_with_its_weights() -> None:
-    config = demo_config(Tokenizer.from_folder(DEMO))
-    trainer = demo_trainer(config, DemoSettings(steps=10), Path(DEMO))
+    config, settings = demo_config(Tokenizer.from_folder(DEMO)), DemoSettings(steps=10)
+    trainer = demo_trainer(demo_model(config, settings, Path(DEMO)), settings)
     _, shipped = load_parameters(Path(DEMO), config, jnp.dtype("float32"), "all_experts")
     begun = nnx.to_pure_dict(trainer.parameters())
     jax.tree.map(np.testing.assert_array_equal, begun, nnx.to_pure_dict(shipped))
     embedding = begun["text"]["embedding_VD"]
-    fresh = demo_trainer(config, DemoSettings(steps=10)).parameters()
+    fresh = demo_trainer(demo_model(config, settings), settings).parameters()
     assert not np.array_equal(embedding, nnx.to_pure_dict(fresh)["text"]["embedding_VD"])
 
 

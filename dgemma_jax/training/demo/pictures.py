@@ -54,9 +54,22 @@ def companion(rng: Random, family: str, fits: Callable[[Pair], bool]) -> Pair:
     return rng.choice([pair for pair in pairs(family, "train") if fits(pair)])
 
 
-def unlike(rng: Random, family: str, pair: Pair) -> Pair:
-    """A companion of another colour and another kind."""
-    return companion(rng, family, lambda other: other[0] != pair[0] and other[1] != pair[1])
+def unlike(rng: Random, family: str, *shown: Pair) -> Pair:
+    """A companion of another colour and another kind than all that are shown."""
+    return companion(rng, family, lambda other: all(other[0] != name and other[1] != kind for name, kind in shown))
+
+
+def crowd(rng: Random, family: str, asked: Pair, split: Split, alone: float) -> list[Pair]:
+    """The pair alone, in that share of the cases, or among others of other colours and kinds.
+
+    The test has one other. Training has up to three: which pairs there are is then no help any more in saying which
+    colour goes with which kind, and they must be looked at.
+    """
+    shown = [asked]
+    if rng.random() >= alone:
+        for _ in range(1 if split == "test" else rng.randint(1, 3)):
+            shown.append(unlike(rng, family, *shown))
+    return shown
 
 
 def one(word: str) -> str:
@@ -76,9 +89,9 @@ def example(family: str, media: Sequence[Medium], sight: Sight, thinking: bool) 
 
 
 def colour(rng: Random, split: Split) -> Sight:
-    """The colour of the only shape, or of one of two."""
+    """The colour of the only shape, or of one among others."""
     asked = rng.choice(pairs(COLOUR, split))
-    shown = [asked] if rng.random() < 0.6 else [asked, unlike(rng, COLOUR, asked)]
+    shown = crowd(rng, COLOUR, asked, split, alone=0.6 if split == "test" else 0.3)
     name, kind = asked
     alone = len(shown) == 1 and rng.random() < 0.4
     question = phrase(rng, say.COLOUR_OF_ONE if alone else say.COLOUR_OF_KIND, kind=kind)
@@ -90,9 +103,9 @@ def shape(rng: Random, split: Split) -> Sight:
     asked = rng.choice(pairs(SHAPE, split))
     name, kind = asked
     thought = f"I see {one(name)} {kind}."
-    if rng.random() < 0.5:
+    if rng.random() < (0.5 if split == "test" else 0.35):
         return Sight((draw_scene(rng, [asked]),), phrase(rng, say.SHAPE_OF_ONE), f"It is {one(kind)}.", thought)
-    shown = [asked] if rng.random() < 0.2 else [asked, unlike(rng, SHAPE, asked)]
+    shown = crowd(rng, SHAPE, asked, split, alone=0.2 if split == "test" else 0.1)
     question = phrase(rng, say.SHAPE_OF_COLOUR, colour=name)
     return Sight((draw_scene(rng, shown),), question, f"The {name} shape is {one(kind)}.", thought)
 
@@ -194,13 +207,21 @@ def _more_shapes(rng: Random, asked: Pair) -> Sight:
 
 
 def describe(rng: Random, split: Split) -> Sight:
-    """One to four equal shapes and the background."""
-    name, kind = rng.choice(pairs(DESCRIBE, split))
-    number = rng.choice((1, 1, 1, 2, 3, 4))
-    scene = draw_scene(rng, [(name, kind)] * number)
-    found = f"{one(name)} {kind}" if number == 1 else f"{number} {name} {kind}s"
+    """One to four equal shapes, or two to four of different colours and kinds; and the background."""
+    asked = rng.choice(pairs(DESCRIBE, split))
+    if rng.random() < 0.6:
+        shown = crowd(rng, DESCRIBE, asked, "train", alone=0.0)
+        # By the alphabet: a picture has no first shape.
+        things = [f"{one(name)} {kind}" for name, kind in sorted(shown, key=lambda pair: pair[1])]
+        found, thought = f"{', '.join(things[:-1])} and {things[-1]}", f"I see {len(shown)} shapes."
+    else:
+        shown = [asked] * rng.choice((1, 1, 1, 2, 3, 4))
+        name, kind = asked
+        found = f"{one(name)} {kind}" if len(shown) == 1 else f"{len(shown)} {name} {kind}s"
+        thought = f"I see {found}."
+    scene = draw_scene(rng, shown)
     answer = f"{found[0].upper()}{found[1:]} on {one(scene.background.colour.name)} background."
-    return Sight((scene,), phrase(rng, say.DESCRIBE), answer, f"I see {found}.")
+    return Sight((scene,), phrase(rng, say.DESCRIBE), answer, thought)
 
 
 SIGHTS: dict[str, Callable[[Random, Split], Sight]] = {

@@ -24,6 +24,7 @@ from dgemma_jax.training.checkpoints import RunCheckpoints
 from dgemma_jax.training.demo.architecture import DEMO_PROCESSOR, demo_config, demo_generation
 from dgemma_jax.training.demo.render import TrainingRows
 from dgemma_jax.training.demo.rows_ahead import RowsAhead
+from dgemma_jax.training.demo.sight import learn_to_see
 from dgemma_jax.training.objective import Batch, Metrics, Objective
 from dgemma_jax.training.optimizer import OptimizerConfig
 from dgemma_jax.training.rows import BatchStream, Bucket
@@ -38,9 +39,10 @@ BUCKETS = (
     Bucket(208, 5, 8),
     Bucket(304, 2, 12),
     Bucket(512, 3, 8),
-    Bucket(104, 1, 24, images=1),
-    Bucket(120, 1, 20, images=2),
-    Bucket(176, 1, 14, images=4),
+    Bucket(80, 1, 32, images=1),
+    Bucket(96, 1, 26, images=1),
+    Bucket(112, 1, 20, images=2),
+    Bucket(168, 1, 14, images=4),
 )
 """About as many tokens, clean and noisy, in a batch of each shape."""
 COPIES = 2
@@ -60,6 +62,7 @@ class DemoSettings:
     seed: int = 0
     scale: int = 1
     learning_rate: float = 8e-3
+    sight: int = 0
 
 
 def demo_optimizer(settings: DemoSettings) -> OptimizerConfig:
@@ -83,12 +86,15 @@ def demo_optimizer(settings: DemoSettings) -> OptimizerConfig:
     )
 
 
-def demo_trainer(config: ModelConfig, settings: DemoSettings, initial: Path | None = None) -> Trainer:
-    """A model in float32, computing in bfloat16, as it is shipped and served: a fresh one, or the one in `initial`."""
+def demo_model(config: ModelConfig, settings: DemoSettings, initial: Path | None = None) -> DiffusionGemma:
+    """What a run begins with, in float32: random weights, or those in `initial`."""
     if initial is None:
-        model = DiffusionGemma(config, nnx.Rngs(settings.seed), jnp.dtype("float32"))
-    else:
-        model = nnx.merge(*load_parameters(initial, config, jnp.dtype("float32"), "all_experts"))
+        return DiffusionGemma(config, nnx.Rngs(settings.seed), jnp.dtype("float32"))
+    return nnx.merge(*load_parameters(initial, config, jnp.dtype("float32"), "all_experts"))
+
+
+def demo_trainer(model: DiffusionGemma, settings: DemoSettings) -> Trainer:
+    """A model in float32, computing in bfloat16, as it is shipped and served."""
     graphdef, trained, frozen = nnx.split(model, _is_trained, ...)  # type: ignore[misc]
     return Trainer(graphdef, trained, frozen, demo_optimizer(settings), seed=settings.seed, dtype="bfloat16")
 
@@ -108,10 +114,15 @@ class DemoRun:
         self.out, self.steps = out, settings.steps
         tokenizer = Tokenizer.from_folder(out)
         self.config, self.generation = demo_config(tokenizer), demo_generation(tokenizer)
-        self.trainer = demo_trainer(self.config, settings, initial)
         self.checkpoints = RunCheckpoints(out / "training")
         self.seconds, self.examples, position = 0.0, 0, None
-        if self.checkpoints.latest is not None:
+        model, started = demo_model(self.config, settings, initial), self.checkpoints.latest is not None
+        if settings.sight and not started:
+            begun = time.monotonic()
+            learn_to_see(model, tokenizer, settings.sight, settings.seed)
+            self.seconds = time.monotonic() - begun
+        self.trainer = demo_trainer(model, settings)
+        if started:
             position, facts = self.checkpoints.restore(self.trainer)
             self.seconds, self.examples = facts["seconds"], facts["examples"]
         self._ending = contextlib.ExitStack()
@@ -120,6 +131,8 @@ class DemoRun:
         ahead = self._ending.enter_context(RowsAhead(row_at, first, processes)) if processes else row_at
         buckets = [dataclasses.replace(bucket, rows=bucket.rows * settings.scale) for bucket in BUCKETS]
         self.stream = BatchStream(ahead, buckets, self.config, tokenizer.token_id("<eos>"), position)
+        if settings.sight and not started:
+            self.save()
 
     def train(self) -> None:
         """Goes on to the last step. Progress is on stderr and in `metrics.jsonl`; weights are written as it goes."""
