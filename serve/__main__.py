@@ -194,6 +194,7 @@ def _load(config: ServeConfig) -> CheckpointEngine:
         kv_bytes=config.kv_memory,
         reuse=config.prefix_reuse,
         apart=config.rows_apart,
+        warm_up=config.warm_up,
     )
     logger.info("loaded %s as %s on %s", config.checkpoint, engine.dtype, engine.devices)
     logger.info(

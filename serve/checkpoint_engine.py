@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import jax
 
@@ -43,6 +43,9 @@ from serve.engine import (
     Sampling,
 )
 
+WarmUp = Literal["all", "chat"]
+"""What is compiled ahead: everything, or not what only requests with images, `top_k` or `top_p` need."""
+
 _VIDEO = "<|video|>"
 _MODEL_TURN = "<|turn>model\n"
 _MOST_PIXELS = 2**26  # 67 million: decoding takes up to 600 MB
@@ -52,13 +55,19 @@ class CheckpointEngine:
     """Implements `serve.engine.Engine`."""
 
     def __init__(
-        self, model: dgemma_jax.Model, tokenizer: Tokenizer, template: ChatTemplate, engine: dgemma_jax.Engine
+        self,
+        model: dgemma_jax.Model,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        engine: dgemma_jax.Engine,
+        warm_up: WarmUp = "all",
     ) -> None:
         self.max_model_len = engine.positions
         self.slots = engine.slots
         self.dtype = model.dtype.name
         self._model = model
         self._engine = engine
+        self._warm_up = warm_up
         self._tokenizer = tokenizer
         self._template = template
         special = tokenizer.special_tokens
@@ -94,12 +103,13 @@ class CheckpointEngine:
         mesh: str | None = None,
         backend: str | None = None,
         quantize: Kind | None = None,
+        warm_up: WarmUp = "all",
         **limits: Any,
     ) -> CheckpointEngine:
         """Loads model, tokenizer and chat template; `lora` is the folder of an adapter to add.
 
         `dtype` may be "auto"; it, `mesh`, `backend` and `quantize` are as for `dgemma_jax.load`, `limits` as for
-        `dgemma_jax.Engine`.
+        `dgemma_jax.Engine`. `warm_up`: what is compiled ahead, "chat" without images and truncations.
 
         Raises:
             ValueError, OSError: the folder is not a checkpoint that can chat, the adapter is not for it, or the memory
@@ -117,7 +127,7 @@ class CheckpointEngine:
         tokenizer.require()
         dtype = choose_dtype(dtype, folder)
         model = dgemma_jax.load(folder, dtype=dtype, lora=lora, mesh=mesh, backend=backend, quantize=quantize)
-        return cls(model, tokenizer, template, dgemma_jax.Engine(model, **limits))
+        return cls(model, tokenizer, template, dgemma_jax.Engine(model, **limits), warm_up)
 
     @property
     def devices(self) -> str:
@@ -189,7 +199,7 @@ class CheckpointEngine:
 
     def warm_up(self, progress: Callable[[str], None]) -> None:
         """As `Engine.warm_up`."""
-        self._engine.warm_up(progress)
+        self._engine.warm_up(progress, everything=self._warm_up == "all")
 
     def close(self) -> None:
         """As `Engine.close`."""

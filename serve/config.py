@@ -158,6 +158,14 @@ class ServeConfig:
             "folder that keeps compiled programs, so that the next start is quick", type=Path, metavar="DIR"
         ),
     )
+    warm_up: Literal["all", "chat"] = field(
+        default="all",
+        metadata=_flag(
+            "compiled ahead, on a CPU partly beside the first requests; chat leaves out what images, top_k and "
+            "top_p need, so that the first of those wait",
+            choices=("all", "chat"),
+        ),
+    )
     seed: int | None = field(
         default=None,
         metadata=_flag("start of the seeds for requests that give none (default: new at each start)", type=int),

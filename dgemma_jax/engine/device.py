@@ -89,11 +89,11 @@ class ModelDevice:
         self._batch.commit(id, canvas_L)
         self._said[id].append(canvas_L.astype(np.int64))
 
-    def warm_up(self, progress: Callable[[str], None], truncation: bool) -> Callable[[], None]:
+    def warm_up(self, progress: Callable[[str], None], everything: bool) -> Callable[[], None]:
         """Compiles what requests would otherwise wait for; see `warm.warm_up`."""
         from dgemma_jax.engine import warm  # which knows this class
 
-        return warm.warm_up(self, progress, truncation)
+        return warm.warm_up(self, progress, everything)
 
     def leave(self, id: int) -> None:
         """As `Device.leave`. What a conversation's next prompt may begin with is kept, where that may be reused."""

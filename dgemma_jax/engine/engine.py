@@ -145,14 +145,15 @@ class Engine:
         """Whether `step` has anything to do."""
         return self._core.busy
 
-    def warm_up(self, progress: Callable[[str], None] = lambda line: None, *, truncation: bool = False) -> None:
+    def warm_up(self, progress: Callable[[str], None] = lambda line: None, *, everything: bool = True) -> None:
         """Compiles what requests would otherwise wait for; a line for every bucket. Before the first request.
 
         On a CPU what long prompts, images, `top_k` and `top_p` need is still being compiled when this returns, on a
-        thread that `close` ends. `truncation`: on other devices what requests with `top_k` or `top_p` need, too.
+        thread that `close` ends. `everything`: also what only requests with images, `top_k` or `top_p` need; without,
+        the first of those wait.
         """
         assert isinstance(self._device, ModelDevice | Leader), "only a model has programs to compile"
-        self._end_warm_up = self._device.warm_up(progress, truncation)
+        self._end_warm_up = self._device.warm_up(progress, everything)
 
     def submit(self, request: Request) -> int:
         """See `Core.submit`."""

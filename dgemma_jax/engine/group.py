@@ -115,7 +115,7 @@ class _Leave(msgspec.Struct, tag=True):
 
 
 class _WarmUp(msgspec.Struct, tag=True):
-    truncation: bool
+    everything: bool
 
 
 class _End(msgspec.Struct, tag=True):
@@ -168,9 +168,9 @@ class Leader:
         self._reading.discard(id)
         self._all(_Leave(id), lambda: self._device.leave(id))
 
-    def warm_up(self, progress: Callable[[str], None], truncation: bool) -> Callable[[], None]:
+    def warm_up(self, progress: Callable[[str], None], everything: bool) -> Callable[[], None]:
         """As `ModelDevice.warm_up`, on all processes."""
-        return self._all(_WarmUp(truncation), lambda: self._device.warm_up(progress, truncation))
+        return self._all(_WarmUp(everything), lambda: self._device.warm_up(progress, everything))
 
     def close(self) -> None:
         """Sends the others home."""
@@ -242,5 +242,5 @@ def _do(device: ModelDevice, plans: dict[int, Plan], word: _Word) -> None:
         case _Leave(id):
             plans.pop(id, None)
             device.leave(id)
-        case _WarmUp(truncation):
-            device.warm_up(lambda line: None, truncation)
+        case _WarmUp(everything):
+            device.warm_up(lambda line: None, everything)

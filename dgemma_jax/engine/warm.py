@@ -56,12 +56,12 @@ class Part(NamedTuple):
     only: Literal["truncation", "images"] | None = None
 
 
-def warm_up(device: ModelDevice, progress: Callable[[str], None], truncation: bool) -> Callable[[], None]:
+def warm_up(device: ModelDevice, progress: Callable[[str], None], everything: bool) -> Callable[[], None]:
     """Compiles for every capacity the passes over prompts, and for every batch size the denoising and the commit.
 
-    On a CPU only the smallest capacity, that of short chats, is waited for. The larger ones, and what only requests
-    with a truncation or with images need, are compiled beside the first requests. What is returned ends that, as soon
-    as the program being compiled is done.
+    Without `everything`, not what only requests with a truncation or with images need. On a CPU only the smallest
+    capacity, that of short chats, is waited for: the rest is compiled beside the first requests. What is returned ends
+    that, as soon as the program being compiled is done.
     """
     parts = [
         *_canvases(device, PLAIN),
@@ -69,12 +69,12 @@ def warm_up(device: ModelDevice, progress: Callable[[str], None], truncation: bo
         *_passes(device),
         *_images(device),
     ]
+    parts = [part for part in parts if everything or part.only is None]
     # Other compilers measure on the device, and must not disturb anybody; devices that work together take one program
     # after another, all in the same order.
     if jax.default_backend() != "cpu" or device.model.mesh is not None or jax.process_count() > 1:
         for part in parts:
-            if part.only is None or (truncation and part.only == "truncation"):
-                progress(_timed(part))
+            progress(_timed(part))
         return lambda: None
     smallest = device.budget.capacity(device.model.config.canvas_length + 1)
     at_once = [part for part in parts if part.capacity == smallest and part.only is None]

@@ -68,6 +68,20 @@ def test_no_request_waits_for_a_compilation_after_the_warm_up(
         assert not (found := compiled_by(engine, requests, caplog)), found
 
 
+@pytest.mark.parametrize("model", ["text_only"], indirect=True)
+@pytest.mark.parametrize(("everything", "parts"), [(True, 12), (False, 8)])
+def test_where_nothing_is_compiled_beside_requests_all_is_there_at_once(
+    everything: bool, parts: int, small_shapes: None, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: truncated canvases, too, unless they are left out."""
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+    monkeypatch.setattr("dgemma_jax.engine.warm._timed", lambda part: part.line)
+    lines: list[str] = []
+    Engine(model, slots=2, max_context=100).warm_up(lines.append, everything=everything)
+    assert len(lines) == parts, lines
+    assert any("truncated" in line for line in lines) == everything
+
+
 @pytest.mark.parametrize("model", ["causal_images"], indirect=True)
 def test_nor_does_one_with_images(
     monkeypatch: pytest.MonkeyPatch, small_shapes: None, model: Model, caplog: pytest.LogCaptureFixture
