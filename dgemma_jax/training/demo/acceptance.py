@@ -48,6 +48,7 @@ SKILLS: dict[str, Skill] = {
     "image_pair": Skill(("image_pair",), 0.85),
     "video": Skill(("video_motion", "video_first"), 0.85),
     "system": Skill(("system",), 0.90),
+    "follow_up": Skill(("follow_up",), 0.85),
     "outside": Skill(("outside",), 0.90),
     "thinking": Skill(tuple(FAMILIES), 0.85, thinking=True),
 }
