@@ -1,7 +1,8 @@
 """API keys: who may ask. Without any key configured everybody may.
 
-The health endpoints stay open for whatever watches the server. Everything else asks for the key, metrics and the
-OpenAPI document too: Prometheus sends one (`authorization: {credentials: ...}`).
+The health endpoints stay open for whatever watches the server, and the chat page, which asks for a key itself.
+Everything else wants the key, metrics and the OpenAPI document too: Prometheus sends one (`authorization:
+{credentials: ...}`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from aiohttp.typedefs import Middleware
 
 from serve.access import PROBES, Handler
 from serve.errors import ApiError
+from serve.ui import PATHS
 
 
 class UnauthorizedError(ApiError):
@@ -30,7 +32,7 @@ def require_key(keys: Sequence[str]) -> Middleware:
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path not in PROBES:
+        if request.path not in PROBES | PATHS:
             _check(request.headers.get("Authorization", ""), wanted)
         return await handler(request)
 

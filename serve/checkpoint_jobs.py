@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 import dgemma_jax
+from dgemma_jax.engine import Draft as DraftMade
 from dgemma_jax.engine import Event as EngineEvent
 from dgemma_jax.engine import Failed as JobFailed
 from dgemma_jax.engine import Prefilled as PromptRead
-from serve.engine import Canvas, Event, Failed, Finished, Job, Prefilled, Sampling, TokenLogprob
+from serve.engine import Canvas, Draft, Event, Failed, Finished, Job, Prefilled, Sampling, TokenLogprob
 
 COLDEST = 1e-3
 """What temperature 0 means: this fraction of the checkpoint's temperatures. Exact zero would divide by zero."""
@@ -24,6 +25,7 @@ def request_of(job: Job, generation: dgemma_jax.GenerationConfig) -> dgemma_jax.
         options=dgemma_jax.SamplingOptions(top_k=job.top_k, top_p=job.top_p, logprobs=job.logprobs),
         patches=job.patches,
         patch_positions=job.patch_positions,
+        draft_every=job.draft_every,
     )
 
 
@@ -32,6 +34,8 @@ def event_of(event: EngineEvent) -> Event:
     match event:
         case PromptRead(cached_tokens=cached):
             return Prefilled(cached)
+        case DraftMade(tokens, step):
+            return Draft(tokens, step)
         case dgemma_jax.CanvasCommitted(tokens, steps, logprobs):
             scored = tuple(TokenLogprob(token.logprob, token.likeliest) for token in logprobs or ())
             return Canvas(tokens, steps, scored if logprobs is not None else None)
@@ -39,7 +43,7 @@ def event_of(event: EngineEvent) -> Event:
             return Finished(reason)
         case JobFailed(error):
             return Failed(error)
-    raise AssertionError("no job asks for drafts")
+    raise AssertionError(f"an event of no kind: {event!r}")
 
 
 def sampled(generation: dgemma_jax.GenerationConfig, sampling: Sampling | None) -> dgemma_jax.GenerationConfig:

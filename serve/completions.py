@@ -135,7 +135,7 @@ async def _whole(
 ) -> web.StreamResponse:
     answers = []
     for choice in choices:
-        pieces = [piece async for pieces in choice.grow(None) for piece in pieces]
+        pieces = await choice.whole()
         answers.append(_part(choice, pieces, _tokens(request, wanted), choice.reply.finish_reason))
     return bodies.answer(Completion(choices=answers, usage=_usage(choices, wanted.n), **_shared(wanted)))
 
@@ -157,6 +157,7 @@ async def _stream(
             tokens = _tokens(request, wanted)
             async with contextlib.aclosing(choice.grow(request.app[CONFIG].heartbeat_seconds)) as growth:
                 async for pieces in growth:
+                    assert isinstance(pieces, list), "no job here asks for drafts"
                     await send(_part(choice, pieces, tokens))
             await send(CompletionChoice(index=choice.index, text="", finish_reason=choice.reply.finish_reason))
         if with_usage:

@@ -7,13 +7,17 @@ import uuid
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import msgspec
+
 from serve.engine import Call, Piece, PlainText
 from serve.logprobs import of_chat
+from serve.reply import Preview
 from serve.responses import (
     ChatChunk,
     ChoiceLogprobs,
     ChunkChoice,
     Delta,
+    DraftFrame,
     FinishReason,
     Function,
     FunctionDelta,
@@ -83,6 +87,19 @@ class ChunksOfChoice:
     def growth(self, pieces: Iterable[Piece | Call]) -> list[ChatChunk]:
         """What pieces add; an empty chunk for nothing, so that clients see a sign of life."""
         return [chunk for piece in pieces for chunk in self._growth(piece)] or [self._chunk(Delta())]
+
+    def draft(self, preview: Preview, max_steps: int) -> ChatChunk:
+        """A chunk whose delta is empty: what the canvas under way says now, beside it."""
+        said = message(preview.pieces)
+        calls = [f"{call.function.name}({call.function.arguments})" for call in said.tool_calls or ()]
+        frame = DraftFrame(
+            canvas=preview.canvas,
+            step=preview.step,
+            max_steps=max_steps,
+            reasoning=said.reasoning,
+            text="\n".join([*([said.content] if said.content else []), *calls]),
+        )
+        return msgspec.structs.replace(self._chunk(Delta()), diffusion=frame)
 
     def closing(self, reason: FinishReason | None) -> ChatChunk:
         """The chunk that says why the choice is finished."""

@@ -38,7 +38,7 @@ class Job:
 
     `sampling` is None where all of it is to be as the checkpoint says. `top_k`, `top_p` and `logprobs` are those of
     `dgemma_jax.SamplingOptions`. A prompt with images has their patches and places, as `dgemma_jax.Model.prefill`
-    takes them.
+    takes them. `draft_every`: a `Draft` after every so many steps; 0 is never.
     """
 
     prompt: tuple[int, ...]
@@ -49,6 +49,7 @@ class Job:
     top_k: int = 0
     top_p: float = 1.0
     logprobs: int | None = None
+    draft_every: int = 0
     patches: np.ndarray | None = dataclasses.field(default=None, compare=False, repr=False)
     patch_positions: np.ndarray | None = dataclasses.field(default=None, compare=False, repr=False)
 
@@ -66,6 +67,14 @@ class Prefilled:
     """The prompt is read; so many of its tokens did not have to be, because an earlier prompt began with them."""
 
     cached_tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Draft:
+    """The canvas under way, whole, as it is predicted after so many steps. The next one may differ anywhere."""
+
+    tokens: tuple[int, ...]
+    step: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +103,7 @@ class Failed:
     error: Exception
 
 
-Event = Prefilled | Canvas | Finished | Failed
+Event = Prefilled | Draft | Canvas | Finished | Failed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +149,10 @@ class Prompt:
 
 
 class Parser(Protocol):
-    """Token ids of one reply, in order and cut anywhere, to text and calls. Markers and end tokens give no text."""
+    """Token ids of one reply, in order and cut anywhere, to text and calls. Markers and end tokens give no text.
+
+    `copy.deepcopy` of one goes its own way.
+    """
 
     @property
     def tokens(self) -> int:

@@ -14,14 +14,14 @@ from aiohttp import web
 from serve import bodies, encode, schema, translate
 from serve.access import ID, LOG
 from serve.alignment import Alignment
-from serve.choice import PendingChoice
+from serve.choice import Growth, PendingChoice
 from serve.config import ServeConfig
-from serve.engine import Engine, PlainText
+from serve.engine import Engine, Job, PlainText
 from serve.errors import explain
 from serve.logprobs import of_chat, tokens_of
 from serve.media_parts import MediaReader
-from serve.reply import Reply, total
-from serve.responses import ChatCompletion, Choice, Health, ModelCard, ModelList, Usage
+from serve.reply import Preview, Reply, total
+from serve.responses import ChatChunk, ChatCompletion, Choice, Health, ModelCard, ModelList, Usage
 from serve.schema import ChatRequest
 from serve.sse import EventStream
 from serve.worker import Worker
@@ -111,7 +111,7 @@ async def _whole(
 ) -> web.StreamResponse:
     answers, text = [], _logprobs_of(request.app, plan)
     for choice in choices:
-        pieces = [piece async for pieces in choice.grow(None) for piece in pieces]
+        pieces = await choice.whole()
         reason = choice.reply.finish_reason or "stop"
         logprobs = of_chat(tokens_of(pieces), text) if text else None
         message = encode.message(pieces)
@@ -134,8 +134,8 @@ async def _stream(
             await stream.send(of_choice.opening())
         for choice, of_choice in zip(choices, chunked, strict=True):
             async with contextlib.aclosing(choice.grow(request.app[CONFIG].heartbeat_seconds)) as growth:
-                async for pieces in growth:
-                    for chunk in of_choice.growth(pieces):
+                async for grown in growth:
+                    for chunk in _chunked(of_choice, grown, choice.job, request.app[ENGINE]):
                         await stream.send(chunk)
             await stream.send(of_choice.closing(choice.reply.finish_reason))
         if plan.include_usage:
@@ -146,6 +146,12 @@ async def _stream(
         await stream.fail(explain(caught, request))
     await stream.close()
     return stream.response
+
+
+def _chunked(chunks: encode.ChunksOfChoice, grown: Growth, job: Job, engine: Engine) -> list[ChatChunk]:
+    if isinstance(grown, Preview):
+        return [chunks.draft(grown, (job.sampling or engine.sampling).max_steps)]
+    return chunks.growth(grown)
 
 
 def _card(app: web.Application, name: str) -> ModelCard:

@@ -6,12 +6,13 @@ canvases the joined text is the same.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 from serve.alignment import Alignment
-from serve.engine import Call, Canvas, Job, Parser, Piece
+from serve.engine import Call, Canvas, Draft, Job, Parser, Piece
 from serve.responses import CompletionDetails, DiffusionUsage, FinishReason, PromptDetails, Usage
 
 
@@ -43,6 +44,15 @@ class StopCutter:
 def _overlap(text: str, stop: str) -> int:
     """How much of `text`'s end is the beginning of `stop`."""
     return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Preview:
+    """What a reply would go on with if its canvas, counted from 0, were committed as it is after so many steps."""
+
+    canvas: int
+    step: int
+    pieces: list[Piece | Call]
 
 
 class Reply:
@@ -91,6 +101,16 @@ class Reply:
             if self._is_over or self._parser.ended:
                 return _joined([*pieces, *self.finish("stop")])
         return _joined(pieces)
+
+    def preview(self, draft: Draft, room: int) -> Preview:
+        """What the canvas under way would add, `room` of its tokens at most; the reply stays as it is."""
+        ahead = copy.copy(self)
+        ahead._parser, ahead._cutter = copy.deepcopy((self._parser, self._cutter))
+        ahead._alignment = None  # a preview has no log-probabilities
+        pieces = ahead.push(Canvas(draft.tokens[:room], draft.step))
+        if ahead.finish_reason is None:
+            pieces += ahead.finish("length")
+        return Preview(self.canvases, draft.step, _joined(pieces))
 
     def finish(self, reason: Literal["stop", "length"]) -> list[Piece | Call]:
         """What was held back until the end was known. A stop string in it counts before `reason`."""

@@ -141,6 +141,20 @@ class ChunkChoice(Struct, frozen=True, kw_only=True):
     finish_reason: FinishReason | None = None
 
 
+class DraftFrame(Struct, frozen=True, kw_only=True):
+    """The canvas under way, where `diffusion.stream_drafts` asks for it: what the reply would go on with, ended here.
+
+    `canvas` counts from 0, `step` from 1. Nothing of a draft is final; what is comes as `content`.
+    """
+
+    type: Literal["draft"] = "draft"
+    canvas: int
+    step: int
+    max_steps: int
+    reasoning: str | None
+    text: str
+
+
 class ChatChunk(Struct, frozen=True, kw_only=True):
     id: str
     object: str = "chat.completion.chunk"
@@ -148,6 +162,7 @@ class ChatChunk(Struct, frozen=True, kw_only=True):
     model: str
     choices: list[ChunkChoice]
     usage: Usage | UnsetType | None = UNSET
+    diffusion: DraftFrame | UnsetType = UNSET
 
 
 class ModelCard(Struct, frozen=True, kw_only=True):

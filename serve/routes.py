@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from serve import about, completion_schema, handlers, metrics, openapi, schema, tokenize
+from serve import about, completion_schema, handlers, metrics, openapi, schema, tokenize, ui
 from serve.completion_schema import Completion, CompletionRequest
 from serve.completions import completions
 from serve.openapi import Operation, Route
@@ -92,5 +92,9 @@ ROUTES = (
     Route("GET", "/v1/metadata", about.metadata, Operation(summary="What is served", answer=about.Metadata)),
     Route("GET", "/metrics", metrics.metrics, Operation(summary="For Prometheus", media_type="text/plain")),
     Route("GET", "/v1/metrics", metrics.metrics, Operation(summary="For Prometheus", media_type="text/plain")),
+    Route("GET", "/", ui.front, Operation(summary="Leads to the page", media_type="text/html", is_open=True)),
+    Route(
+        "GET", "/ui", ui.page, Operation(summary="A page to chat in a browser", media_type="text/html", is_open=True)
+    ),
     Route("GET", "/openapi.json", openapi.openapi, Operation(summary="This document")),
 )

@@ -82,6 +82,13 @@ class Diffusion(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     t_max: Annotated[float, Meta(gt=0, le=10)] | None = None
 
 
+class ChatDiffusion(Diffusion, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The same, and whether a stream shows its canvases while they are denoised: after `every` so many steps."""
+
+    stream_drafts: bool | None = None
+    every: Annotated[int, Meta(ge=1, le=1000)] | None = None
+
+
 class TemplateKwargs(Struct, frozen=True, forbid_unknown_fields=True):
     """The chat template's own switch, under the two names in use."""
 
@@ -117,7 +124,7 @@ class ChatRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     tools: list[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | dict[str, Any] = "auto"
     parallel_tool_calls: bool = True
-    diffusion: Diffusion | None = None
+    diffusion: ChatDiffusion | None = None
 
 
 def decode(body: bytes) -> ChatRequest:

@@ -16,7 +16,7 @@ from serve.conversation import Conversation
 from serve.engine import Engine, Job, Medium, PromptError, PromptLengthError, Sampling
 from serve.errors import InvalidRequestError, ModelNotFoundError
 from serve.messages import Message
-from serve.schema import ChatRequest, Diffusion
+from serve.schema import ChatDiffusion, ChatRequest, Diffusion
 from serve.tools import declared, most_calls
 
 
@@ -55,6 +55,8 @@ def outline(request: ChatRequest, engine: Engine, config: ServeConfig) -> Outlin
         raise InvalidRequestError(f"Every choice takes a place, and this server has {most}", param="n")
     if request.top_logprobs and not request.logprobs:
         raise InvalidRequestError("`top_logprobs` is only for `logprobs: true`", param="top_logprobs")
+    if request.diffusion and request.diffusion.stream_drafts and not request.stream:
+        raise InvalidRequestError("`stream_drafts` is only for `stream: true`", param="diffusion.stream_drafts")
     sampling(request.diffusion, engine.sampling)
     return Outline(
         conversation=conversation.read(request.messages, engine.media, config.max_media),
@@ -90,6 +92,7 @@ def plan(
         top_k=max(request.top_k, 0),
         top_p=request.top_p,
         logprobs=request.top_logprobs if request.logprobs else None,
+        draft_every=_draft_every(request.diffusion),
         patches=prompt.patches,
         patch_positions=prompt.patch_positions,
     )
@@ -134,7 +137,7 @@ def sampling(asked: Diffusion | None, own: Sampling) -> Sampling | None:
     Raises:
         InvalidRequestError: the temperatures contradict each other.
     """
-    given = {name: getattr(asked, name) for name in asked.__struct_fields__} if asked else {}
+    given = {name: getattr(asked, name) for name in Diffusion.__struct_fields__} if asked else {}
     given = {name: value for name, value in given.items() if value is not None}
     if not given:
         return None
@@ -148,6 +151,10 @@ def sampling(asked: Diffusion | None, own: Sampling) -> Sampling | None:
             code="invalid_value",
         )
     return made
+
+
+def _draft_every(asked: ChatDiffusion | None) -> int:
+    return (asked.every or 1) if asked and asked.stream_drafts else 0
 
 
 def nth_seed(seed: int, index: int) -> int:

@@ -52,6 +52,11 @@ class Run:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to read it
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
+    @property
+    def behind(self) -> bool:
+        """Whether more has happened than was read."""
+        return not self._events.empty()
+
     async def next(self, silence: float | None = None) -> Event | None:
         """The next event, or None after `silence` seconds without one.
 

@@ -86,6 +86,10 @@ class Tokenizer:
         )
         self._longest_beginning = max(map(len, self._marker_beginnings), default=0)
 
+    def __deepcopy__(self, memo: dict[int, object]) -> Tokenizer:
+        """Itself: what is copied around it, such as a parser in the middle of an answer, may share it."""
+        return self
+
     @classmethod
     def from_folder(cls, path: Path) -> Tokenizer:
         """Read `tokenizer.json`, or else `tokenizer.model`, from a checkpoint folder.

@@ -13,6 +13,7 @@ from fake_text import BOS, FakeText
 from serve.engine import (
     Call,
     Canvas,
+    Draft,
     Event,
     Failed,
     Finished,
@@ -56,6 +57,13 @@ def logprobs_of(tokens: Sequence[int], likeliest: int | None) -> tuple[TokenLogp
         TokenLogprob(-token / 1000, tuple((token + after, -token / 1000 - after) for after in range(likeliest)))
         for token in tokens
     )
+
+
+def _drafts(tokens: tuple[int, ...], every: int) -> Generator[Draft, None, None]:
+    """A canvas before it is done: after each step one more token is right, the others are question marks."""
+    for step in range(1, STEPS):
+        if every and step % every == 0:
+            yield Draft(tokens[:step] + (ord("?"),) * (CANVAS - step), step)
 
 
 class FakeParser:
@@ -218,11 +226,12 @@ class FakeEngine:
         try:
             yield Prefilled(self.cached_tokens)
             for start in range(0, len(text), CANVAS):
+                tokens = tuple(map(ord, text[start : start + CANVAS]))
+                yield from _drafts(tokens, job.draft_every)
                 while start and said.startswith("hold") and not self.release.is_set():
                     yield None
                 if start and said == "explode":
                     raise FloatingPointError("a secret of the engine")
-                tokens = tuple(map(ord, text[start : start + CANVAS]))
                 yield Canvas(tokens, STEPS, logprobs_of(tokens, job.logprobs))
             ending = "finished"
             yield Finished("stop" if text == whole else "length")

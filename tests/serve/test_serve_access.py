@@ -23,11 +23,12 @@ def bearer(key: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.path}")
-async def test_everything_but_health_asks_for_the_key(start, route: Route):
+async def test_everything_but_health_and_the_page_asks_for_the_key(start, route: Route):
     path = route.path.replace("{id:.+}", "demo")
     async with start(api_key=("right",)) as client:
         refused = await client.request(route.method, path)
-        if "health" in path:
+        assert route.operation.is_open == ("health" in path or path in ("/", "/ui"))
+        if route.operation.is_open:
             assert refused.status == 200
             return
         assert (await error_of(refused, 401))["code"] == "invalid_api_key"
