@@ -46,44 +46,48 @@ def attend(q_BTHC: jax.Array, segments: list[Segment]) -> jax.Array:
     """
     B, T, H, C = q_BTHC.shape
     K = segments[0].key_value.key_BSKC.shape[2]
-    q_BTKGC = q_BTHC.reshape(B, T, K, H // K, C)
+    # Queries of one key head side by side: so products leave scores in the order that the next ones read.
+    q_BKTGC = jnp.moveaxis(q_BTHC.reshape(B, T, K, H // K, C), 2, 1)
     block = max(MOST_SCORES // (T * H), LEAST_BLOCK)
     if any(segment.key_value.key_BSKC.shape[1] > block for segment in segments):
-        return _attend_in_blocks(q_BTKGC, segments, block).reshape(B, T, H, C).astype(q_BTHC.dtype)
-    scores = [_score(q_BTKGC, segment) for segment in segments]
-    max_BKGT1 = jnp.max(jnp.stack([jnp.max(score, axis=-1) for score in scores]), axis=0)[..., None]
-    total_BKGT1 = jnp.zeros_like(max_BKGT1)
-    out_BTKGC = jnp.zeros((B, T, K, H // K, C), jnp.float32)
-    for score_BKGTS, segment in zip(scores, segments, strict=True):
-        weight_BKGTS = jnp.exp(score_BKGTS - max_BKGT1)
-        total_BKGT1 += jnp.sum(weight_BKGTS, axis=-1, keepdims=True)
-        value_BSKC = segment.key_value.value_BSKC
-        out_BTKGC += einsum("bkgts,bskc->btkgc", weight_BKGTS.astype(value_BSKC.dtype), value_BSKC).astype(jnp.float32)
-    total_BTKG1 = jnp.moveaxis(total_BKGT1, 3, 1)
-    return (out_BTKGC / total_BTKG1).reshape(B, T, H, C).astype(q_BTHC.dtype)
+        out_BKTGC = _attend_in_blocks(q_BKTGC, segments, block)
+    else:
+        out_BKTGC = _attend_at_once(q_BKTGC, segments)
+    return jnp.moveaxis(out_BKTGC, 1, 2).reshape(B, T, H, C).astype(q_BTHC.dtype)
+
+
+def _attend_at_once(q_BKTGC: jax.Array, segments: list[Segment]) -> jax.Array:
+    scores = [_score(q_BKTGC, segment) for segment in segments]
+    max_BKTG1 = jnp.max(jnp.stack([jnp.max(score, axis=-1) for score in scores]), axis=0)[..., None]
+    total_BKTG1 = jnp.zeros_like(max_BKTG1)
+    out_BKTGC = jnp.zeros(q_BKTGC.shape, jnp.float32)
+    for score_BKTGS, segment in zip(scores, segments, strict=True):
+        weight_BKTGS = jnp.exp(score_BKTGS - max_BKTG1)
+        total_BKTG1 += jnp.sum(weight_BKTGS, axis=-1, keepdims=True)
+        out_BKTGC += _weighted(weight_BKTGS, segment.key_value.value_BSKC)
+    return out_BKTGC / total_BKTG1
 
 
 class _Running(NamedTuple):
     """The softmax over the keys so far, not yet divided: maximum, sum of exponentials, weighted values."""
 
-    max_BKGT1: jax.Array
-    total_BKGT1: jax.Array
-    out_BTKGC: jax.Array
+    max_BKTG1: jax.Array
+    total_BKTG1: jax.Array
+    out_BKTGC: jax.Array
 
 
-def _attend_in_blocks(q_BTKGC: jax.Array, segments: list[Segment], block: int) -> jax.Array:
+def _attend_in_blocks(q_BKTGC: jax.Array, segments: list[Segment], block: int) -> jax.Array:
     """As `attend`, over blocks of at most `block` keys."""
-    B, T, K, G, C = q_BTKGC.shape
-    least_BKGT1 = jnp.full((B, K, G, T, 1), MASKED, jnp.float32)
-    running = _Running(least_BKGT1, jnp.zeros_like(least_BKGT1), jnp.zeros((B, T, K, G, C), jnp.float32))
+    least_BKTG1 = jnp.full((*q_BKTGC.shape[:-1], 1), MASKED, jnp.float32)
+    running = _Running(least_BKTG1, jnp.zeros_like(least_BKTG1), jnp.zeros(q_BKTGC.shape, jnp.float32))
     for segment in segments:
         S = segment.key_value.key_BSKC.shape[1]
 
         def add(running: _Running, index: jax.Array, segment: Segment = segment, S: int = S) -> tuple[_Running, None]:
-            return _add_block(running, q_BTKGC, _block_of(segment, index * block, min(block, S))), None
+            return _add_block(running, q_BKTGC, _block_of(segment, index * block, min(block, S))), None
 
         running, _ = jax.lax.scan(add, running, jnp.arange(-(-S // block), dtype=jnp.int32))
-    return running.out_BTKGC / jnp.moveaxis(running.total_BKGT1, 3, 1)
+    return running.out_BKTGC / running.total_BKTG1
 
 
 def _block_of(segment: Segment, start: jax.Array, size: int) -> Segment:
@@ -99,27 +103,29 @@ def _block_of(segment: Segment, start: jax.Array, size: int) -> Segment:
     return Segment(key_value, mask_BTS)
 
 
-def _add_block(running: _Running, q_BTKGC: jax.Array, segment: Segment) -> _Running:
+def _add_block(running: _Running, q_BKTGC: jax.Array, segment: Segment) -> _Running:
     # Before its first visible key a query collects the masked ones; what it collected is then scaled to zero.
-    score_BKGTS = _score(q_BTKGC, segment)
-    max_BKGT1 = jnp.maximum(running.max_BKGT1, jnp.max(score_BKGTS, axis=-1, keepdims=True))
-    scale_BKGT1 = jnp.exp(running.max_BKGT1 - max_BKGT1)
-    weight_BKGTS = jnp.exp(score_BKGTS - max_BKGT1)
-    value_BSKC = segment.key_value.value_BSKC
-    out_BTKGC = einsum("bkgts,bskc->btkgc", weight_BKGTS.astype(value_BSKC.dtype), value_BSKC).astype(jnp.float32)
+    score_BKTGS = _score(q_BKTGC, segment)
+    max_BKTG1 = jnp.maximum(running.max_BKTG1, jnp.max(score_BKTGS, axis=-1, keepdims=True))
+    scale_BKTG1 = jnp.exp(running.max_BKTG1 - max_BKTG1)
+    weight_BKTGS = jnp.exp(score_BKTGS - max_BKTG1)
     return _Running(
-        max_BKGT1,
-        running.total_BKGT1 * scale_BKGT1 + jnp.sum(weight_BKGTS, axis=-1, keepdims=True),
-        running.out_BTKGC * jnp.moveaxis(scale_BKGT1, 3, 1) + out_BTKGC,
+        max_BKTG1,
+        running.total_BKTG1 * scale_BKTG1 + jnp.sum(weight_BKTGS, axis=-1, keepdims=True),
+        running.out_BKTGC * scale_BKTG1 + _weighted(weight_BKTGS, segment.key_value.value_BSKC),
     )
 
 
-def _score(q_BTKGC: jax.Array, segment: Segment) -> jax.Array:
+def _weighted(weight_BKTGS: jax.Array, value_BSKC: jax.Array) -> jax.Array:
+    return einsum("bktgs,bskc->bktgc", weight_BKTGS.astype(value_BSKC.dtype), value_BSKC).astype(jnp.float32)
+
+
+def _score(q_BKTGC: jax.Array, segment: Segment) -> jax.Array:
     # fp32: the softmax is the reference's fp32 softmax.
-    score_BKGTS = einsum("btkgc,bskc->bkgts", q_BTKGC, segment.key_value.key_BSKC).astype(jnp.float32)
+    score_BKTGS = einsum("bktgc,bskc->bktgs", q_BKTGC, segment.key_value.key_BSKC).astype(jnp.float32)
     if segment.mask_BTS is None:
-        return score_BKGTS
-    return jnp.where(segment.mask_BTS[:, None, None], score_BKGTS, MASKED)
+        return score_BKTGS
+    return jnp.where(segment.mask_BTS[:, None, :, None], score_BKTGS, MASKED)
 
 
 class Attention(nnx.Module):

@@ -9,6 +9,9 @@ memory-mapped tensor becomes a parameter by a reshape.
 
 from __future__ import annotations
 
+import functools
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -42,9 +45,26 @@ def slice_axis(x: jax.Array, first: jax.Array, size: int, axis: int = 0) -> jax.
 def einsum(formula: str, x: jax.Array, y: jax.Array | Quantized) -> jax.Array:
     """`jnp.einsum` whose float32 is float32: GPUs and TPUs would otherwise round float32 inputs to 10 bits.
 
-    `y` may be a quantised weight.
+    `y` may be a quantised weight. Of a full one with several axes of outputs or inputs the product is that with the one
+    matrix that it is in memory: XLA's CPU backend would copy it into another order first, at every call.
     """
     if isinstance(y, Quantized):
         return matrix_parallel.einsum(formula, x, y)
-    exact = x.dtype == y.dtype == jnp.float32
-    return jnp.einsum(formula, x, y, precision=jax.lax.Precision.HIGHEST if exact else None)
+    exact = jax.lax.Precision.HIGHEST if x.dtype == y.dtype == jnp.float32 else None
+    summed = _summed_at_the_end(formula)
+    if summed and y.ndim > 2:
+        outputs, Z = y.shape[: y.ndim - summed], math.prod(y.shape[y.ndim - summed :])
+        flat = x.reshape(*x.shape[: x.ndim - summed], Z)
+        made = jnp.einsum("...z,yz->...y", flat, y.reshape(-1, Z), precision=exact)
+        return made.reshape(*flat.shape[:-1], *outputs)
+    return jnp.einsum(formula, x, y, precision=exact)
+
+
+@functools.cache
+def _summed_at_the_end(formula: str) -> int:
+    """Axes summed over, where they are the last of both and the rest follow each other; 0 for other products."""
+    inputs, out = formula.split("->")
+    left, right = inputs.split(",")
+    summed = "".join(axis for axis in right if axis not in out)
+    plain = left.endswith(summed) and right.endswith(summed)
+    return len(summed) if plain and out == left.removesuffix(summed) + right.removesuffix(summed) else 0
