@@ -18,7 +18,7 @@ from dgemma_jax.model.attention import KeyValue
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """Keys and values of each layer, [B, slots, K, C], and how many tokens of each row they hold."""
+    """Keys and values of each layer, [B, K, slots, C], and how many tokens of each row they hold."""
 
     layers: tuple[KeyValue, ...]
     length_B: jax.Array
@@ -31,7 +31,7 @@ class Cache:
 
     def slots(self, kind: LayerType) -> int:
         """Slots of the layers of one kind."""
-        return self.layers[self.layer_types.index(kind)].key_BSKC.shape[1]
+        return self.layers[self.layer_types.index(kind)].key_BKSC.shape[2]
 
 
 def empty(config: TextConfig, rows: int, capacity: int, dtype: jnp.dtype) -> Cache:
@@ -39,7 +39,7 @@ def empty(config: TextConfig, rows: int, capacity: int, dtype: jnp.dtype) -> Cac
 
     def layer(kind: LayerType) -> KeyValue:
         slots = min(capacity, config.sliding_window) if kind == SLIDING else capacity
-        shape = (rows, slots, config.key_value_heads(kind), config.head_size(kind))
+        shape = (rows, config.key_value_heads(kind), slots, config.head_size(kind))
         return KeyValue(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
     layers = tuple(layer(kind) for kind in config.layer_types)
@@ -49,10 +49,10 @@ def empty(config: TextConfig, rows: int, capacity: int, dtype: jnp.dtype) -> Cac
 def grow(cache: Cache, capacity: int, window: int) -> Cache:
     """The same content with room for `capacity` positions."""
 
-    def widen(kind: LayerType, x_BSKC: jax.Array) -> jax.Array:
+    def widen(kind: LayerType, x_BKSC: jax.Array) -> jax.Array:
         # A ring shorter than the window has never wrapped: its slots are positions, so padding keeps them right.
         slots = min(capacity, window) if kind == SLIDING else capacity
-        return jnp.pad(x_BSKC, ((0, 0), (0, slots - x_BSKC.shape[1]), (0, 0), (0, 0)))
+        return jnp.pad(x_BKSC, ((0, 0), (0, 0), (0, slots - x_BKSC.shape[2]), (0, 0)))
 
     layers = tuple(
         KeyValue(*(widen(kind, x) for x in layer)) for kind, layer in zip(cache.layer_types, cache.layers, strict=True)
@@ -77,16 +77,19 @@ def append(cache: Cache, new: tuple[KeyValue, ...], count_B: jax.Array) -> Cache
 
     The caller makes sure that they fit. Of tokens more numerous than a ring's slots the last ones stay.
     """
-    T = new[0].key_BSKC.shape[1]
+    T = new[0].key_BKSC.shape[2]
     length_B = cache.length_B + count_B
     position_BT = cache.length_B[:, None] + jnp.arange(T)[None]
     rows_B1 = jnp.arange(len(count_B))[:, None]
 
     def write(old: KeyValue, new: KeyValue) -> KeyValue:
-        slots = old.key_BSKC.shape[1]
+        slots = old.key_BKSC.shape[2]
         keep_BT = (position_BT < length_B[:, None]) & (position_BT >= length_B[:, None] - slots)
         slot_BT = jnp.where(keep_BT, position_BT % slots, slots)  # one past the end: dropped
-        return KeyValue(*(o.at[rows_B1, slot_BT].set(n, mode="drop") for o, n in zip(old, new, strict=True)))
+        return KeyValue(*(into(o, n, slot_BT) for o, n in zip(old, new, strict=True)))
+
+    def into(old_BKSC: jax.Array, new_BKTC: jax.Array, slot_BT: jax.Array) -> jax.Array:
+        return old_BKSC.at[rows_B1, :, slot_BT].set(jnp.moveaxis(new_BKTC, 1, 2), mode="drop")
 
     layers = tuple(write(old, fresh) for old, fresh in zip(cache.layers, new, strict=True))
     return Cache(layers, length_B, cache.layer_types)

@@ -185,7 +185,7 @@ def cache_sharding(cache: Cache, mesh: Mesh) -> Any:
         return NamedSharding(mesh, spec(logical, x.shape, mesh))
 
     def of(x: jax.Array) -> NamedSharding:
-        return place(x, "rows") if x.ndim == 1 else place(x, "rows", "slots", "kv_heads", "head")
+        return place(x, "rows") if x.ndim == 1 else place(x, "rows", "kv_heads", "slots", "head")
 
     return jax.tree.map(of, cache)
 

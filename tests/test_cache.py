@@ -135,20 +135,20 @@ def test_rows_of_different_lengths_are_each_read_to_their_own_end(
 
 def numbered(first: int, count: int) -> kv.KeyValue:
     """Tokens whose keys and values are their numbers."""
-    return kv.KeyValue(*(jnp.arange(first, first + count, dtype=jnp.float32).reshape(1, count, 1, 1),) * 2)
+    return kv.KeyValue(*(jnp.arange(first, first + count, dtype=jnp.float32).reshape(1, 1, count, 1),) * 2)
 
 
 def of_slots(*slots: int) -> kv.Cache:
     """An empty cache of a ring and a full layer."""
-    layers = tuple(kv.KeyValue(*(jnp.full((1, count, 1, 1), -1.0),) * 2) for count in slots)
+    layers = tuple(kv.KeyValue(*(jnp.full((1, 1, count, 1), -1.0),) * 2) for count in slots)
     return kv.Cache(layers, jnp.array([0]), (SLIDING, FULL))
 
 
 def test_of_more_tokens_than_slots_the_last_ones_stay() -> None:
     """Tokens 10 to 16 (17 is padding) into a ring of 3 and a full layer of 8."""
     cache = kv.append(of_slots(3, 8), (numbered(10, 8),) * 2, jnp.array([7]))
-    assert cache.layers[0].key_BSKC.reshape(-1).tolist() == [16, 14, 15]
-    assert cache.layers[1].value_BSKC.reshape(-1).tolist() == [10, 11, 12, 13, 14, 15, 16, -1]
+    assert cache.layers[0].key_BKSC.reshape(-1).tolist() == [16, 14, 15]
+    assert cache.layers[1].value_BKSC.reshape(-1).tolist() == [10, 11, 12, 13, 14, 15, 16, -1]
 
 
 def test_a_ring_shorter_than_the_window_grows_and_then_wraps() -> None:
@@ -158,4 +158,4 @@ def test_a_ring_shorter_than_the_window_grows_and_then_wraps() -> None:
     assert (cache.slots(SLIDING), cache.capacity) == (6, 12)
     cache = kv.append(cache, (numbered(3, 5),) * 2, jnp.array([5]))
     where = kv.key_positions(cache)[SLIDING]
-    assert cache.layers[0].key_BSKC.reshape(-1).tolist() == where[0].tolist() == [6, 7, 2, 3, 4, 5]
+    assert cache.layers[0].key_BKSC.reshape(-1).tolist() == where[0].tolist() == [6, 7, 2, 3, 4, 5]

@@ -159,15 +159,15 @@ def _pick_layer(layer: KeyValue, order_B: np.ndarray, mesh: Mesh | None) -> KeyV
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _fit(layer: KeyValue, slots: int, mesh: Mesh | None) -> KeyValue:
-    def fit(x_BSKC: jax.Array) -> jax.Array:
-        missing = max(0, slots - x_BSKC.shape[1])
-        return _pin(jnp.pad(x_BSKC[:, :slots], ((0, 0), (0, missing), (0, 0), (0, 0))), mesh)
+    def fit(x_BKSC: jax.Array) -> jax.Array:
+        missing = max(0, slots - x_BKSC.shape[2])
+        return _pin(jnp.pad(x_BKSC[:, :, :slots], ((0, 0), (0, 0), (0, missing), (0, 0))), mesh)
 
     return KeyValue(*(fit(x) for x in layer))
 
 
-def _pin(x_BSKC: jax.Array, mesh: Mesh | None) -> jax.Array:
-    return pin(x_BSKC, mesh, "rows", "slots", "kv_heads", "head")
+def _pin(x_BKSC: jax.Array, mesh: Mesh | None) -> jax.Array:
+    return pin(x_BKSC, mesh, "rows", "kv_heads", "slots", "head")
 
 
 def arrange(
@@ -189,7 +189,7 @@ def arrange(
     layers = []
     for kind, layer in zip(cache.layer_types, cache.layers, strict=True):
         slots = min(capacity, window) if kind == SLIDING else capacity
-        same_slots = slots == layer.key_BSKC.shape[1]
+        same_slots = slots == layer.key_BKSC.shape[2]
         # Two small programs rather than one for every pair of shapes: few enough to be compiled ahead.
         picked = layer if same_rows and not same_slots else _pick_layer(layer, order_B, mesh)
         layers.append(picked if same_slots else _fit(picked, slots, mesh))

@@ -26,10 +26,10 @@ LEAST_BLOCK = 128
 
 
 class KeyValue(NamedTuple):
-    """Keys (normed and rotated) and values (normed) of one layer."""
+    """Keys (normed and rotated) and values (normed) of one layer: heads first, as the products read them."""
 
-    key_BSKC: jax.Array
-    value_BSKC: jax.Array
+    key_BKSC: jax.Array
+    value_BKSC: jax.Array
 
 
 class Segment(NamedTuple):
@@ -45,11 +45,11 @@ def attend(q_BTHC: jax.Array, segments: list[Segment]) -> jax.Array:
     Every query must see at least one key in some segment.
     """
     B, T, H, C = q_BTHC.shape
-    K = segments[0].key_value.key_BSKC.shape[2]
+    K = segments[0].key_value.key_BKSC.shape[1]
     # Queries of one key head side by side: so products leave scores in the order that the next ones read.
     q_BKTGC = jnp.moveaxis(q_BTHC.reshape(B, T, K, H // K, C), 2, 1)
     block = max(MOST_SCORES // (T * H), LEAST_BLOCK)
-    if any(segment.key_value.key_BSKC.shape[1] > block for segment in segments):
+    if any(segment.key_value.key_BKSC.shape[2] > block for segment in segments):
         out_BKTGC = _attend_in_blocks(q_BKTGC, segments, block)
     else:
         out_BKTGC = _attend_at_once(q_BKTGC, segments)
@@ -64,7 +64,7 @@ def _attend_at_once(q_BKTGC: jax.Array, segments: list[Segment]) -> jax.Array:
     for score_BKTGS, segment in zip(scores, segments, strict=True):
         weight_BKTGS = jnp.exp(score_BKTGS - max_BKTG1)
         total_BKTG1 += jnp.sum(weight_BKTGS, axis=-1, keepdims=True)
-        out_BKTGC += _weighted(weight_BKTGS, segment.key_value.value_BSKC)
+        out_BKTGC += _weighted(weight_BKTGS, segment.key_value.value_BKSC)
     return out_BKTGC / total_BKTG1
 
 
@@ -81,7 +81,7 @@ def _attend_in_blocks(q_BKTGC: jax.Array, segments: list[Segment], block: int) -
     least_BKTG1 = jnp.full((*q_BKTGC.shape[:-1], 1), MASKED, jnp.float32)
     running = _Running(least_BKTG1, jnp.zeros_like(least_BKTG1), jnp.zeros(q_BKTGC.shape, jnp.float32))
     for segment in segments:
-        S = segment.key_value.key_BSKC.shape[1]
+        S = segment.key_value.key_BKSC.shape[2]
 
         def add(running: _Running, index: jax.Array, segment: Segment = segment, S: int = S) -> tuple[_Running, None]:
             return _add_block(running, q_BKTGC, _block_of(segment, index * block, min(block, S))), None
@@ -92,10 +92,10 @@ def _attend_in_blocks(q_BKTGC: jax.Array, segments: list[Segment], block: int) -
 
 def _block_of(segment: Segment, start: jax.Array, size: int) -> Segment:
     """The keys from `start` on. The last block is a whole one too: it reaches back, and sees no key a second time."""
-    key_BSKC, value_BSKC = segment.key_value
-    S = key_BSKC.shape[1]
+    key_BKSC, value_BKSC = segment.key_value
+    S = key_BKSC.shape[2]
     first = jnp.minimum(start, S - size)
-    key_value = KeyValue(slice_axis(key_BSKC, first, size, 1), slice_axis(value_BSKC, first, size, 1))
+    key_value = KeyValue(slice_axis(key_BKSC, first, size, 2), slice_axis(value_BKSC, first, size, 2))
     mask_BTS = None if segment.mask_BTS is None else slice_axis(segment.mask_BTS, first, size, 2)
     if S % size:
         new_S = first + jnp.arange(size) >= start
@@ -112,17 +112,17 @@ def _add_block(running: _Running, q_BKTGC: jax.Array, segment: Segment) -> _Runn
     return _Running(
         max_BKTG1,
         running.total_BKTG1 * scale_BKTG1 + jnp.sum(weight_BKTGS, axis=-1, keepdims=True),
-        running.out_BKTGC * scale_BKTG1 + _weighted(weight_BKTGS, segment.key_value.value_BSKC),
+        running.out_BKTGC * scale_BKTG1 + _weighted(weight_BKTGS, segment.key_value.value_BKSC),
     )
 
 
-def _weighted(weight_BKTGS: jax.Array, value_BSKC: jax.Array) -> jax.Array:
-    return einsum("bktgs,bskc->bktgc", weight_BKTGS.astype(value_BSKC.dtype), value_BSKC).astype(jnp.float32)
+def _weighted(weight_BKTGS: jax.Array, value_BKSC: jax.Array) -> jax.Array:
+    return einsum("bktgs,bksc->bktgc", weight_BKTGS.astype(value_BKSC.dtype), value_BKSC).astype(jnp.float32)
 
 
 def _score(q_BKTGC: jax.Array, segment: Segment) -> jax.Array:
     # fp32: the softmax is the reference's fp32 softmax.
-    score_BKTGS = einsum("bktgc,bskc->bktgs", q_BKTGC, segment.key_value.key_BSKC).astype(jnp.float32)
+    score_BKTGS = einsum("bktgc,bksc->bktgs", q_BKTGC, segment.key_value.key_BKSC).astype(jnp.float32)
     if segment.mask_BTS is None:
         return score_BKTGS
     return jnp.where(segment.mask_BTS[:, None, :, None], score_BKTGS, MASKED)
@@ -149,9 +149,8 @@ class Attention(nnx.Module):
         q_BTHC = rotate(self.q_norm(einsum("btd,hcd->bthc", x_BTD, self.q_HCD[...])), turn)
         raw_key_BTKC = einsum("btd,kcd->btkc", x_BTD, self.k_KCD[...])
         raw_value_BTKC = raw_key_BTKC if self.v_KCD is None else einsum("btd,kcd->btkc", x_BTD, self.v_KCD[...])
-        new = KeyValue(
-            rotate(self.k_norm(raw_key_BTKC), turn),
-            rms_norm(raw_value_BTKC, None, self.k_norm.epsilon),
-        )
+        key_BTKC = rotate(self.k_norm(raw_key_BTKC), turn)
+        value_BTKC = rms_norm(raw_value_BTKC, None, self.k_norm.epsilon)
+        new = KeyValue(jnp.moveaxis(key_BTKC, 1, 2), jnp.moveaxis(value_BTKC, 1, 2))
         segments = [Segment(new, mask_BTT)] if past is None else [past, Segment(new, mask_BTT)]
         return einsum("bthc,dhc->btd", attend(q_BTHC, segments), self.o_DHC[...]), new

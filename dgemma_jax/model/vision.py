@@ -66,7 +66,7 @@ class VisionAttention(nnx.Module):
         q_INHC = rotate_patches(self.q_norm(heads(self.q(x_INW))), turn)
         k_INKC = rotate_patches(self.k_norm(heads(self.k(x_INW))), turn)
         v_INKC = rms_norm(heads(self.v(x_INW)), None, self.k_norm.epsilon)
-        out_INHC = attend(q_INHC, [Segment(KeyValue(k_INKC, v_INKC), mask_INN)])
+        out_INHC = attend(q_INHC, [Segment(KeyValue(jnp.moveaxis(k_INKC, 1, 2), jnp.moveaxis(v_INKC, 1, 2)), mask_INN)])
         return self.o(out_INHC.reshape(*x_INW.shape[:2], -1))
 
 

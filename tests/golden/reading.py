@@ -105,7 +105,7 @@ def key_values(cache: Cache, window: int) -> Arrays:
     arrays = {}
     for index, (kind, layer) in enumerate(zip(cache.layer_types, cache.layers, strict=True)):
         first = max(0, length - window + 1) if kind == SLIDING else 0
-        slots = np.arange(first, length) % layer.key_BSKC.shape[1]
-        for name, value in (("key", layer.key_BSKC), ("value", layer.value_BSKC)):
-            arrays[f"{name}_{index}"] = np.asarray(value).astype(np.float32)[:, slots]
+        slots = np.arange(first, length) % layer.key_BKSC.shape[2]
+        for name, value in (("key", layer.key_BKSC), ("value", layer.value_BKSC)):
+            arrays[f"{name}_{index}"] = np.moveaxis(np.asarray(value), 1, 2).astype(np.float32)[:, slots]
     return arrays

@@ -20,8 +20,8 @@ def numbers(seed: int, *shape: int) -> jax.Array:
 
 def segments(cached: int, with_mask: bool) -> list[Segment]:
     """A cache of which the first row holds nothing and the second almost all, and the tokens themselves."""
-    cache = KeyValue(numbers(1, B, cached, K, C), numbers(2, B, cached, K, C))
-    own = KeyValue(numbers(3, B, T, K, C), numbers(4, B, T, K, C))
+    cache = KeyValue(numbers(1, B, K, cached, C), numbers(2, B, K, cached, C))
+    own = KeyValue(numbers(3, B, K, T, C), numbers(4, B, K, T, C))
     filled = jnp.arange(cached)[None, None] < jnp.array([0, cached - 1])[:, None, None]
     causal = jnp.tril(jnp.ones((T, T), bool))[None] if with_mask else None
     return [Segment(cache, filled), Segment(own, causal)]
@@ -44,7 +44,7 @@ def test_scores_of_a_long_context_take_bounded_memory(monkeypatch: pytest.Monkey
     monkeypatch.setattr(attention, "MOST_SCORES", 256 * T * H)
 
     def temporary(slots: int, dtype: str) -> int:
-        cache = jax.ShapeDtypeStruct((1, slots, K, C), jnp.dtype(dtype))
+        cache = jax.ShapeDtypeStruct((1, K, slots, C), jnp.dtype(dtype))
         q = jax.ShapeDtypeStruct((1, T, H, C), jnp.dtype(dtype))
         mask = jax.ShapeDtypeStruct((1, 1, slots), jnp.dtype(bool))
         run = jax.jit(lambda q, k, v, mask: attend(q, [Segment(KeyValue(k, v), mask)]))

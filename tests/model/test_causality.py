@@ -28,7 +28,10 @@ def derivatives() -> Callable[[jax.Array], dict[str, jax.Array]]:
         positions = jnp.arange(T)[None]
         mask = masks.encoder_masks(None, positions, block_1T, WINDOW)
         output = text.run(x_1TD, positions, None, mask, "encoder")
-        keys = {f"key_{index}": layer.key_BSKC.reshape(T, -1) for index, layer in enumerate(output.key_values)}
+        keys = {
+            f"key_{index}": jnp.moveaxis(layer.key_BKSC[0], 0, 1).reshape(T, -1)
+            for index, layer in enumerate(output.key_values)
+        }
         # Cubes: the plain sum of a normed vector might not change.
         return {name: jnp.sum(value**3, axis=-1) for name, value in {"hidden": output.x_BTD[0], **keys}.items()}
 

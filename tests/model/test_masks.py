@@ -18,7 +18,7 @@ def matrix(picture: str) -> np.ndarray:
 
 def wrapped_cache(slots: int, length: int) -> kv.Cache:
     """A ring and a full layer that hold `length` tokens of one row."""
-    layers = tuple(KeyValue(jnp.zeros((1, size, 1, 2)), jnp.zeros((1, size, 1, 2))) for size in (slots, 12))
+    layers = tuple(KeyValue(jnp.zeros((1, 1, size, 2)), jnp.zeros((1, 1, size, 2))) for size in (slots, 12))
     return kv.Cache(layers, jnp.array([length]), (SLIDING, FULL))
 
 
