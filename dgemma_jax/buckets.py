@@ -23,9 +23,17 @@ def prefill_chunk(canvas_length: int, platform: str) -> int:
     return max(CPU_CHUNK, canvas_length) if platform == "cpu" else PREFILL_CHUNK
 
 
+def prefill_sizes(canvas_length: int) -> list[int]:
+    """The lengths of passes that programs are compiled for, shortest first.
+
+    Two canvases are one: a model with short canvases answers short questions, and half of a pass would be padding.
+    """
+    return sorted({canvas_length, 2 * canvas_length, *PREFILL_BUCKETS})
+
+
 def prefill_bucket(length: int, canvas_length: int) -> int:
     """The padded length of a pass over `length` prompt tokens. A canvas is committed without padding."""
-    fitting = [size for size in sorted((canvas_length, *PREFILL_BUCKETS)) if size >= length]
+    fitting = [size for size in prefill_sizes(canvas_length) if size >= length]
     # Past the largest: an image longer than a chunk, which is never cut, or a long commit.
     return fitting[0] if fitting else 1 << (length - 1).bit_length()
 

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 import jax
 import numpy as np
 
-from dgemma_jax.buckets import PREFILL_BUCKETS, image_groups, patch_bucket, prefill_bucket
+from dgemma_jax.buckets import image_groups, patch_bucket, prefill_bucket, prefill_sizes
 from dgemma_jax.engine import programs
 from dgemma_jax.engine.batch import Batch
 from dgemma_jax.engine.device import ModelDevice
@@ -143,7 +143,7 @@ def _passes(device: ModelDevice) -> Iterator[Part]:
     seen = 0 if processor is None else max(processor.video_max_soft_tokens, *soft_token_budgets(processor))
     whole = prefill_bucket(max(model.chunk, seen), canvas)  # an image is never cut
     for capacity in _fitting(device):
-        for size in sorted({canvas, *PREFILL_BUCKETS}):
+        for size in prefill_sizes(canvas):
             line = f"prompt pass of {size} tokens, {capacity} positions"
             if size <= min(capacity, words):
                 yield Part(line, functools.partial(_pass, model, size, capacity, False), capacity)

@@ -21,7 +21,6 @@ from dgemma_jax.sampling.options import PLAIN
 def small_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dgemma_jax.buckets.SMALLEST_CAPACITY", 64)
     monkeypatch.setattr("dgemma_jax.buckets.PREFILL_BUCKETS", (16,))
-    monkeypatch.setattr("dgemma_jax.engine.warm.PREFILL_BUCKETS", (16,))
     monkeypatch.setattr("dgemma_jax.pretrained.prefill_chunk", lambda canvas_length, platform: 16)
 
 
