@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import dgemma_jax
-from dgemma_jax.checkpoint.safetensors import TensorFiles, write_tensors
+from dgemma_jax.checkpoint.safetensors import TensorFiles
+from dgemma_jax.checkpoint.safetensors_writing import write_tensors
 from dgemma_jax.config_json import read_model_config
 from dgemma_jax.training import lora, scoring
 from dgemma_jax.training.demo.batching import Answered

@@ -19,14 +19,8 @@ from dgemma_jax.checkpoint.match import require_shapes
 from dgemma_jax.checkpoint.names import Entry, entries
 from dgemma_jax.checkpoint.orbax_parameters import kind_of, stored_entries
 from dgemma_jax.checkpoint.quantize import Kind, is_quantizable
-from dgemma_jax.checkpoint.safetensors import (
-    INDEX_FILE,
-    SINGLE_FILE,
-    CheckpointError,
-    TensorFiles,
-    write_index,
-    write_tensors,
-)
+from dgemma_jax.checkpoint.safetensors import INDEX_FILE, SINGLE_FILE, CheckpointError, TensorFiles
+from dgemma_jax.checkpoint.safetensors_writing import write_index, write_tensors
 from dgemma_jax.config import PRESETS, ModelConfig
 from dgemma_jax.config_json import read_model_config
 

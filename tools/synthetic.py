@@ -20,7 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from dgemma_jax.checkpoint.names import entries
-from dgemma_jax.checkpoint.safetensors import write_sharded
+from dgemma_jax.checkpoint.safetensors_writing import write_sharded
 from dgemma_jax.config import DIFFUSION_GEMMA_26B_A4B, GenerationConfig, ModelConfig
 from dgemma_jax.config_json import write_config
 

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from dgemma_jax.checkpoint.names import entries
-from dgemma_jax.checkpoint.safetensors import write_tensors
+from dgemma_jax.checkpoint.safetensors_writing import write_tensors
 from dgemma_jax.config import GenerationConfig, ModelConfig
 from dgemma_jax.config_json import write_config
 

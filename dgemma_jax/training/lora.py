@@ -20,7 +20,8 @@ import numpy as np
 from flax import nnx
 
 from dgemma_jax.checkpoint.names import Entry, entries, published_name
-from dgemma_jax.checkpoint.safetensors import CheckpointError, TensorFiles, write_tensors
+from dgemma_jax.checkpoint.safetensors import CheckpointError, TensorFiles
+from dgemma_jax.checkpoint.safetensors_writing import write_tensors
 from dgemma_jax.config import ConfigError, ModelConfig
 from dgemma_jax.model.parameter import einsum
 from dgemma_jax.strict_json import StrictObject, load_object, raise_collected, show

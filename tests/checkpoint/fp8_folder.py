@@ -11,7 +11,8 @@ import ml_dtypes
 import numpy as np
 
 from dgemma_jax.checkpoint.names import entries
-from dgemma_jax.checkpoint.safetensors import TensorFiles, write_tensors
+from dgemma_jax.checkpoint.safetensors import TensorFiles
+from dgemma_jax.checkpoint.safetensors_writing import write_tensors
 from dgemma_jax.config_json import read_model_config
 
 FP8, BF16 = np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.bfloat16)

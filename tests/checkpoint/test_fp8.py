@@ -21,7 +21,8 @@ from tolerances import REORDERED
 import dgemma_jax
 from dgemma_jax.checkpoint.names import entries
 from dgemma_jax.checkpoint.quantize import full, is_quantizable, matrix_shape
-from dgemma_jax.checkpoint.safetensors import CheckpointError, write_tensors
+from dgemma_jax.checkpoint.safetensors import CheckpointError
+from dgemma_jax.checkpoint.safetensors_writing import write_tensors
 from dgemma_jax.config import DIFFUSION_GEMMA_26B_A4B, ConfigError
 from dgemma_jax.model.moe import BACKENDS
 from dgemma_jax.model.quantized import Quantized, widened

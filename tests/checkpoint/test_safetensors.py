@@ -15,7 +15,8 @@ import safetensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dgemma_jax.checkpoint.safetensors import CheckpointError, TensorFiles, write_sharded, write_tensors
+from dgemma_jax.checkpoint.safetensors import CheckpointError, TensorFiles
+from dgemma_jax.checkpoint.safetensors_writing import write_sharded, write_tensors
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 

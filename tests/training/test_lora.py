@@ -13,7 +13,8 @@ from golden import reading
 import dgemma_jax
 from dgemma_jax.checkpoint.load import load_parameters
 from dgemma_jax.checkpoint.names import published_name
-from dgemma_jax.checkpoint.safetensors import CheckpointError, TensorFiles, write_tensors
+from dgemma_jax.checkpoint.safetensors import CheckpointError, TensorFiles
+from dgemma_jax.checkpoint.safetensors_writing import write_tensors
 from dgemma_jax.config import ConfigError, ModelConfig
 from dgemma_jax.config_json import read_model_config
 from dgemma_jax.training import lora
