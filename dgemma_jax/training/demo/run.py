@@ -114,18 +114,14 @@ class DemoRun:
     """
 
     def __init__(self, out: Path, settings: DemoSettings, initial: Path | None = None, processes: int = 0) -> None:
-        self.out, self.steps = out, settings.steps
-        tokenizer = Tokenizer.from_folder(out)
+        self.out, self.steps, self._settings = out, settings.steps, settings
+        self._tokenizer = tokenizer = Tokenizer.from_folder(out)
         self.config, self.generation = demo_config(tokenizer), demo_generation(tokenizer)
         self.checkpoints = RunCheckpoints(out / "training")
         self.seconds, self.examples, position = 0.0, 0, None
-        model, started = demo_model(self.config, settings, initial), self.checkpoints.latest is not None
-        if settings.sight and not started:
-            begun = time.monotonic()
-            learn_to_see(model, tokenizer, settings.sight, settings.seed)
-            self.seconds = time.monotonic() - begun
-        self.trainer = demo_trainer(model, settings)
-        if started:
+        self.trainer = demo_trainer(demo_model(self.config, settings, initial), settings)
+        self._fresh = self.checkpoints.latest is None
+        if not self._fresh:
             position, facts = self.checkpoints.restore(self.trainer)
             self.seconds, self.examples = facts["seconds"], facts["examples"]
         self._ending = contextlib.ExitStack()
@@ -134,13 +130,21 @@ class DemoRun:
         ahead = self._ending.enter_context(RowsAhead(row_at, first, processes)) if processes else row_at
         buckets = [dataclasses.replace(bucket, rows=bucket.rows * settings.scale) for bucket in BUCKETS]
         self.stream = BatchStream(ahead, buckets, self.config, tokenizer.token_id("<eos>"), position)
-        if settings.sight and not started:
-            self.save()
 
     def train(self) -> None:
         """Goes on to the last step. Progress is on stderr and in `metrics.jsonl`; weights are written as it goes."""
         with self._ending:
+            if self._fresh and self._settings.sight:
+                self._learn_to_see()
             self._train()
+
+    def _learn_to_see(self) -> None:
+        begun = time.monotonic()
+        model = nnx.merge(self.trainer.graphdef, self.trainer.parameters())
+        learn_to_see(model, self._tokenizer, self._settings.sight, self._settings.seed)
+        self.trainer = demo_trainer(model, self._settings)
+        self.seconds = time.monotonic() - begun
+        self.save()
 
     def _train(self) -> None:
         done = int(self.trainer.state.step)
