@@ -80,10 +80,12 @@ async def serve(engine: Engine, config: ServeConfig, listener: socket.socket) ->
         stop = _stop_signal()
         await web.SockSite(runner, listener).start()
         host, port = listener.getsockname()[:2]
-        logger.info("%s at http://%s:%d/v1, warming up", config.names[0], f"[{host}]" if ":" in host else host, port)
+        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        logger.info("%s at %s/v1, warming up", config.names[0], address)
         await _either(app[WORKER].warm, stop)
         if app[WORKER].state == "failed":
             return _CANNOT_START
+        logger.info("a page to chat in a browser: %s/ui", address)
         if config.coordinator is not None and await group.is_lost(app[WORKER].broken, stop):
             return _GROUP_LOST  # so that whoever started the group starts it again
         await stop.wait()
