@@ -85,7 +85,8 @@ async def serve(engine: Engine, config: ServeConfig, listener: socket.socket) ->
         await _either(app[WORKER].warm, stop)
         if app[WORKER].state == "failed":
             return _CANNOT_START
-        logger.info("a page to chat in a browser: %s/ui", address)
+        if app[WORKER].state == "ready":
+            logger.info("a page to chat in a browser: %s/ui", address)
         if config.coordinator is not None and await group.is_lost(app[WORKER].broken, stop):
             return _GROUP_LOST  # so that whoever started the group starts it again
         await stop.wait()
