@@ -88,10 +88,13 @@ def test_the_flags_of_the_engine_reach_it(monkeypatch, tmp_path):
         "--prefix-reuse",
         "any",
         "--rows-apart",
+        "--warm-up",
+        "chat",
     ]
     command._load(parse_flags(["--checkpoint", str(tmp_path), *flags]))
     model = {"dtype": "bfloat16", "lora": None, "mesh": None, "backend": None, "quantize": None}
-    assert given == model | {"slots": 3, "max_context": 99, "kv_bytes": 2**30, "reuse": "any", "apart": True}
+    limits = {"slots": 3, "max_context": 99, "kv_bytes": 2**30, "reuse": "any", "apart": True, "warm_up": "chat"}
+    assert given == model | limits
 
 
 def test_every_process_of_a_group_loads_the_same_model(monkeypatch, tmp_path):
