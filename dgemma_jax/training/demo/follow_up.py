@@ -3,9 +3,7 @@
 They have nothing to do with it, and must change nothing. One of all may be about a picture, which stays in sight.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from random import Random
 
 from dgemma_jax.training.demo import (
@@ -23,18 +21,18 @@ from dgemma_jax.training.demo import (
     two_digits,
 )
 from dgemma_jax.training.demo.example import Example, Message, Split
+from dgemma_jax.training.demo.pictures import Draw
 
 FAMILY = "follow_up"
 SHORT = 60
 """Characters of an answer here: two canvases, and no long list before a question."""
 
-Draw = Callable[[Random, Split, bool], Example]
 SPOKEN: tuple[Draw, ...] = (
     *(greetings.draw, identity.draw, capitals.draw, facts.draw, outside.draw),
     *(arithmetic.draw, two_digits.draw, json_text.draw, lists.draw),
 )
 SEEN: tuple[Draw, ...] = tuple(
-    partial(pictures.draw, family)
+    pictures.FAMILIES[family]
     for family in (pictures.COLOUR, pictures.SHAPE, pictures.COUNT, pictures.POSITION, pictures.DESCRIBE)
 )
 CALLED: tuple[Draw, ...] = (tool_call.draw, tool_no_call.draw)
