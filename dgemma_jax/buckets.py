@@ -31,6 +31,14 @@ def prefill_sizes(canvas_length: int) -> list[int]:
     return sorted({canvas_length, 2 * canvas_length, *PREFILL_BUCKETS})
 
 
+def short_prompt(canvas_length: int) -> int:
+    """Tokens of a prompt that may be read in one pass with others: of the smallest capacity, and at most two canvases.
+
+    All such passes have this length, padded, so that few programs are compiled for them.
+    """
+    return min(2 * canvas_length, SMALLEST_CAPACITY - canvas_length)
+
+
 def prefill_bucket(length: int, canvas_length: int) -> int:
     """The padded length of a pass over `length` prompt tokens. A canvas is committed without padding."""
     fitting = [size for size in prefill_sizes(canvas_length) if size >= length]

@@ -4,8 +4,8 @@
                  |
               [ line ]            first come, first served; admitted when it fits beside those that run
                  |
-              Reading             one prompt at a time, in a cache of its own, pass by pass; its start
-                 |                may come from the prefix store, where its end goes
+              Reading             one prompt at a time, in a cache of its own, pass by pass, or some short ones
+                 |                in one pass; its start may come from the prefix store, where its end goes
                  v
     Batch   row 0 | row 1 | ...   one cache, one program: canvases of different ages are denoised together,
                  |                each with its own settings, seed and step count, until one of them is done

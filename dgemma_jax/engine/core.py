@@ -49,7 +49,7 @@ class Core:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._device = device
-        self._scheduler = Scheduler(device.budget.fits, steps)
+        self._scheduler = Scheduler(device.budget.fits, steps, device.together)
         self._max_queue = max_queue
         self._clock = clock
         self._ids = itertools.count()
@@ -136,8 +136,10 @@ class Core:
 
     def _work(self) -> None:
         match self._scheduler.next():
-            case Read(id):
+            case Read((id,)):
                 self._read(id)
+            case Read(ids):
+                self._read_together(ids)
             case Commit(id):
                 canvas = self._open[id].canvas
                 assert canvas is not None
@@ -153,7 +155,7 @@ class Core:
         with self._lock:
             for id, plan, until in self._arrived:
                 self._open[id] = _Open(plan)
-                self._scheduler.add(id, plan.longest, until)
+                self._scheduler.add(id, plan.longest, until, plan.short)
             cancelled = list(self._cancelled)
             self._arrived.clear()
             self._cancelled.clear()
@@ -175,9 +177,26 @@ class Core:
             self._tell(id, Failed(error))
             return
         if prefilled is not None:
-            self._scheduler.read(id)
-            self._open[id].due = plan.request.draft_every
-            self._tell(id, prefilled)
+            self._start(id, prefilled)
+
+    def _read_together(self, ids: tuple[int, ...]) -> None:
+        try:
+            prefilled = self._device.read_together({id: self._open[id].plan for id in ids})
+        except LostProcessError:
+            raise
+        except Exception as error:  # one of them, perhaps: which one shows when each is read alone
+            logger.warning("prompts could not be read together", exc_info=error)
+            for id in ids:
+                self._device.leave(id)
+            self._scheduler.separate(ids)
+            return
+        for id in ids:
+            self._start(id, prefilled[id])
+
+    def _start(self, id: int, prefilled: Prefilled) -> None:
+        self._scheduler.read(id)
+        self._open[id].due = self._open[id].plan.request.draft_every
+        self._tell(id, prefilled)
 
     def _denoise(self, most: int) -> None:
         dues = [one.due - self._step_of(one) for one in self._open.values() if one.due]

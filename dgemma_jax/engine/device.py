@@ -7,12 +7,13 @@ from typing import Protocol
 
 import numpy as np
 
+from dgemma_jax.buckets import short_prompt
 from dgemma_jax.engine.batch import Batch, Canvas
 from dgemma_jax.engine.events import Prefilled, Request
-from dgemma_jax.engine.memory import Budget
+from dgemma_jax.engine.memory import READ_TOGETHER, Budget
 from dgemma_jax.engine.plan import Plan, plan
 from dgemma_jax.engine.prefix import Entry, PrefixStore
-from dgemma_jax.engine.reading import Reading
+from dgemma_jax.engine.reading import Reading, read_together
 from dgemma_jax.pretrained import Model
 from dgemma_jax.sampling.logprobs import TokenLogprob
 
@@ -21,6 +22,8 @@ class Device(Protocol):
     """`plan` may be called on any thread, all else on the engine's. A request is named by its id."""
 
     budget: Budget
+    together: int
+    """Short prompts (`Plan.short`) that are read in one pass at most; 1: each alone."""
 
     def plan(self, request: Request) -> Plan:
         """Checks a request. Raises ValueError."""
@@ -30,6 +33,9 @@ class Device(Protocol):
 
         Prompts are read one after another. An error concerns this request alone.
         """
+
+    def read_together(self, plans: dict[int, Plan]) -> dict[int, Prefilled]:
+        """Several short prompts in one pass, which puts them all into the batch. After an error, `leave` each."""
 
     def denoise(self, most: int) -> list[Canvas]:
         """Steps of all requests in the batch, at most so many, until one of their canvases is done."""
@@ -52,6 +58,9 @@ class ModelDevice:
         self.budget = budget
         self.store = store
         self.apart = apart
+        self.together = min(READ_TOGETHER, budget.slots)
+        if apart or short_prompt(model.config.canvas_length) < 1:
+            self.together = 1
         self._batch = Batch(model, budget, apart)
         self._reading: tuple[int, Reading] | None = None
         self._said: dict[int, list[np.ndarray]] = {}  # keys of the prompt and canvases that each row's cache holds
@@ -70,11 +79,20 @@ class ModelDevice:
         reading.step()
         if not reading.complete:
             return None
-        self._batch.join(id, plan, reading.cache)
-        reading.keep()
         self._reading = None
-        self._said[id] = [plan.keys_T]
-        return Prefilled(plan.length, reading.cached)
+        return self._join(id, reading)
+
+    def read_together(self, plans: dict[int, Plan]) -> dict[int, Prefilled]:
+        """As `Device.read_together`."""
+        readings = {id: Reading(self.model, plan, self.store) for id, plan in plans.items()}
+        read_together(self.model, list(readings.values()))
+        return {id: self._join(id, reading) for id, reading in readings.items()}
+
+    def _join(self, id: int, reading: Reading) -> Prefilled:
+        self._batch.join(id, reading.plan, reading.cache)
+        reading.keep()
+        self._said[id] = [reading.plan.keys_T]
+        return Prefilled(reading.plan.length, reading.cached)
 
     def denoise(self, most: int) -> list[Canvas]:
         """As `Device.denoise`."""

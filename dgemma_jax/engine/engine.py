@@ -81,8 +81,8 @@ class Engine:
             reuse: "exact", "any" or "off"; see `prefix.py`.
             apart: compute each row alone, in the shapes of a batch of one. The answer is then the same in any
                 company to the last bit of every number, but a batch is no faster than its rows one after another.
-                Without it the numbers of a row may differ in their last bits between batch sizes, and a canvas that
-                the model is unsure of may become another text.
+                Without it the numbers of a row may differ in their last bits between batch sizes, also of prompts
+                that are read together, and a canvas that the model is unsure of may become another text.
             steps: denoising steps between two looks at arrivals and cancellations, while no prompt is being read.
             max_queue: requests that may wait beside those in slots; None is any number.
 

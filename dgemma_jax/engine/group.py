@@ -62,6 +62,10 @@ class _Read(msgspec.Struct, tag=True):
     prompt: _Prompt | None
 
 
+class _ReadTogether(msgspec.Struct, tag=True):
+    prompts: dict[int, _Prompt]
+
+
 class _Prompt(msgspec.Struct):
     tokens: tuple[int, ...]
     max_new_tokens: int
@@ -122,7 +126,7 @@ class _End(msgspec.Struct, tag=True):
     pass
 
 
-_Word = _Begin | _Read | _Denoise | _Logprobs | _Commit | _Leave | _WarmUp | _End
+_Word = _Begin | _Read | _ReadTogether | _Denoise | _Logprobs | _Commit | _Leave | _WarmUp | _End
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(_Word).decode
 
@@ -135,7 +139,7 @@ class Leader:
         self._words = Words() if words is None else words
         self._reading: set[int] = set()
         self._over = False
-        self.budget = device.budget
+        self.budget, self.together = device.budget, device.together
         budget, store = device.budget, device.store
         self._say(_Begin(budget.total, budget.slots, budget.positions, store.most_bytes, store.reuse, device.apart))
 
@@ -148,6 +152,11 @@ class Leader:
         prompt = None if id in self._reading else _Prompt.of(plan.request)
         self._reading.add(id)
         return self._all(_Read(id, prompt), lambda: self._device.read(id, plan))
+
+    def read_together(self, plans: dict[int, Plan]) -> dict[int, Prefilled]:
+        """As `Device.read_together`."""
+        word = _ReadTogether({id: _Prompt.of(plan.request) for id, plan in plans.items()})
+        return self._all(word, lambda: self._device.read_together(plans))
 
     def denoise(self, most: int) -> list[Canvas]:
         """As `Device.denoise`."""
@@ -233,6 +242,9 @@ def _do(device: ModelDevice, plans: dict[int, Plan], word: _Word) -> None:
             if prompt is not None:
                 plans[id] = device.plan(prompt.request())
             device.read(id, plans[id])
+        case _ReadTogether(prompts):
+            plans |= {id: device.plan(prompt.request()) for id, prompt in prompts.items()}
+            device.read_together({id: plans[id] for id in prompts})
         case _Denoise(most):
             device.denoise(most)
         case _Logprobs(id, tokens, likeliest):

@@ -1,7 +1,8 @@
 """How many bytes of keys and values there may be: the number of rows and their length follow from it.
 
 A row is the cache of one request. All rows of the batch have one capacity. Beside the batch there are at most two
-more rows: the prompt being read, and the row being extended by its canvas.
+more rows: the prompt being read, and the row being extended by its canvas. Where several short prompts are read in one
+pass, there are twice as many rows of the smallest capacity: each by itself, and all as one batch.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from dgemma_jax.config import SLIDING, TextConfig
 from dgemma_jax.engine.events import RefusedError
 
 ROWS_BESIDE = 2
+READ_TOGETHER = 4
+"""Short prompts that are read in one pass at most."""
 SHARE = 0.8
 """Of the memory that is left on a device, what keys and values get by default; activations need the rest."""
 CPU_SHARE = 1 / 8
@@ -66,14 +69,15 @@ class Budget:
         """Rows of a batch for so many requests."""
         return self.slots if self.fixed_rows else rows_bucket(running, self.slots)
 
-    def needs(self, lengths: Sequence[int]) -> int:
-        """Bytes for requests that will grow to these lengths."""
+    def needs(self, lengths: Sequence[int], reading: int = 1) -> int:
+        """Bytes for requests that will grow to these lengths, while so many prompts are read in one pass."""
         row = row_bytes(self.text, self.capacity(max(lengths)), self.dtype)
-        return (self.rows(len(lengths)) + ROWS_BESIDE) * row
+        together = 2 * rows_bucket(reading, READ_TOGETHER) * row_bytes(self.text, self.capacity(1), self.dtype)
+        return (self.rows(len(lengths)) + ROWS_BESIDE) * row + (together if reading > 1 else 0)
 
-    def fits(self, lengths: Sequence[int]) -> bool:
+    def fits(self, lengths: Sequence[int], reading: int = 1) -> bool:
         """Whether requests that will grow to these lengths can all be in the batch at once, to their ends."""
-        return len(lengths) <= self.slots and self.needs(lengths) <= self.total
+        return len(lengths) <= self.slots and self.needs(lengths, reading) <= self.total
 
     def fitted(self) -> Budget:
         """The same with no more positions than one request alone has room for."""

@@ -7,7 +7,7 @@ import hashlib
 
 import numpy as np
 
-from dgemma_jax.buckets import chunks
+from dgemma_jax.buckets import chunks, short_prompt
 from dgemma_jax.config import GenerationConfig, ModelConfig
 from dgemma_jax.engine.events import RefusedError, Request
 from dgemma_jax.inputs import check_images, check_seeds, check_tokens
@@ -18,7 +18,8 @@ Images = tuple[np.ndarray, np.ndarray]
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
     """keys_T: the prompt's tokens, those of images replaced by what the images are: equal keys, equal caches.
-    ends: where the passes over the prompt end. canvases: at most. longest: tokens in the cache at the very end."""
+    ends: where the passes over the prompt end. canvases: at most. longest: tokens in the cache at the very end.
+    short: whether it may be read in one pass with others."""
 
     request: Request
     generation: GenerationConfig
@@ -30,6 +31,7 @@ class Plan:
     seed_12: np.ndarray
     canvases: int
     longest: int
+    short: bool
 
     @property
     def length(self) -> int:
@@ -67,6 +69,7 @@ def plan(request: Request, config: ModelConfig, default: GenerationConfig, posit
         seed_12=check_seeds(request.seed, 1),
         canvases=canvases,
         longest=length + canvases * canvas,
+        short=images is None and len(spans) == 1 and length <= short_prompt(canvas),
     )
 
 

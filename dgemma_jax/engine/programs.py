@@ -1,6 +1,6 @@
 """The jitted programs of the engine, beside those of `dgemma_jax.compiled`: each compiled once per shape.
 
-Reading a prompt and committing a canvas are `compiled.encode` over one row, the very program of the plain path.
+Reading a prompt and committing a canvas are `compiled.encode`, over one row or the rows of prompts read together.
 """
 
 from __future__ import annotations
@@ -144,6 +144,12 @@ def put(cache: kv.Cache, one: kv.Cache, row: jax.Array, mesh: Mesh | None) -> kv
     """Writes a whole row over one of the batch's, in place: nothing of the old one stays."""
     put_in = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=row, axis=0)
     return pin_cache(jax.tree.map(put_in, cache, one), mesh)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def together(caches: Sequence[kv.Cache], mesh: Mesh | None) -> kv.Cache:
+    """Caches of equal capacity as one, their rows in order, copied."""
+    return pin_cache(jax.tree.map(lambda *rows: jnp.concatenate(rows), *caches), mesh)
 
 
 @functools.partial(jax.jit, static_argnums=2)

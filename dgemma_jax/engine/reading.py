@@ -1,15 +1,18 @@
-"""One prompt on its way into a cache of its own, pass by pass, beside the batch."""
+"""Prompts on their way into caches of their own beside the batch: one pass by pass, or several short ones in one."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
 
-from dgemma_jax.buckets import chunks
+from dgemma_jax import cache as kv
+from dgemma_jax.buckets import chunks, short_prompt
 from dgemma_jax.engine import programs
+from dgemma_jax.engine.memory import READ_TOGETHER, rows_bucket
 from dgemma_jax.engine.plan import Plan
 from dgemma_jax.engine.prefix import Entry, PrefixStore
 from dgemma_jax.pretrained import Model
@@ -19,7 +22,8 @@ class Reading:
     """`cached` tokens come from an earlier prompt; `step` until `complete`, then `cache` holds the prompt."""
 
     def __init__(self, model: Model, plan: Plan, store: PrefixStore) -> None:
-        self._model, self._plan, self._store = model, plan, store
+        self.plan = plan
+        self._model, self._store = model, store
         self._soft_1TD: np.ndarray | None = None
         text, capacity = model.config.text, model.capacity(plan.length + model.config.canvas_length)
         found = store.find(plan.keys_T, plan.ends, plan.images is not None)
@@ -43,32 +47,40 @@ class Reading:
     def step(self) -> None:
         """One unit of work: the vision tower over all images, or one pass over a chunk of the prompt."""
         if self._see:
-            assert self._plan.images is not None
-            self._soft_1TD = self._model.soft_tokens(self._plan.is_soft_1T, *self._plan.images)
+            assert self.plan.images is not None
+            self._soft_1TD = self._model.soft_tokens(self.plan.is_soft_1T, *self.plan.images)
             self._see = False
             return
         if self.complete:
             return
         start, end = self._spans[self._at]
         soft = None if self._soft_1TD is None else self._soft_1TD[:, start:end]
-        if soft is None and self._plan.images is not None:
+        if soft is None and self.plan.images is not None:
             # All images came from the store. The pass is still the one that knows images: the same arithmetic.
             soft = np.zeros((1, end - start, self._model.config.text.hidden_size), self._model.dtype)
-        self.cache = self._model.extend(self.cache, self._plan.tokens_1T[:, start:end], soft)
+        self.cache = self._model.extend(self.cache, self.plan.tokens_1T[:, start:end], soft)
         self._at += 1
         if self._worth_keeping(end):
             self._keep(end)
 
+    def rest(self) -> np.ndarray:
+        """The tokens [T] that no pass has read."""
+        return self.plan.tokens_1T[0, self.plan.length if self.complete else self._spans[self._at][0] :]
+
+    def finish(self, cache: kv.Cache) -> None:
+        """Takes the cache of the whole prompt, which was read elsewhere."""
+        self.cache, self._at = cache, len(self._spans)
+
     def keep(self) -> None:
         """Hands the cache of the whole prompt to the store. It must not be written any more."""
-        self._store.put(Entry(self.cache, self._plan.keys_T, self._plan.ends, self._plan.images is not None))
+        self._store.put(Entry(self.cache, self.plan.keys_T, self.plan.ends, self.plan.images is not None))
 
     def _worth_keeping(self, end: int) -> bool:
         """Few of a long prompt's chunk ends: after 1, 2, 4, ... chunks, and the last before the prompt's own."""
-        if end == self._plan.length or end not in self._plan.ends:
+        if end == self.plan.length or end not in self.plan.ends:
             return False
-        passes = self._plan.ends.index(end) + 1
-        return passes.bit_count() == 1 or passes == len(self._plan.ends) - 1
+        passes = self.plan.ends.index(end) + 1
+        return passes.bit_count() == 1 or passes == len(self.plan.ends) - 1
 
     def _keep(self, end: int) -> None:
         model = self._model
@@ -76,8 +88,30 @@ class Reading:
         if self._store.reuse != "off":
             window = model.config.text.sliding_window
             copy = programs.arrange(self.cache, [0], capacity, window)
-            ends = tuple(e for e in self._plan.ends if e <= end)
-            self._store.put(Entry(copy, self._plan.keys_T[:end], ends, self._plan.images is not None))
+            ends = tuple(e for e in self.plan.ends if e <= end)
+            self._store.put(Entry(copy, self.plan.keys_T[:end], ends, self.plan.images is not None))
+
+
+def read_together(model: Model, readings: Sequence[Reading]) -> None:
+    """All that is left of several short prompts, in one pass.
+
+    Numbers may differ in their last bits from those of passes alone, as between batches of different size.
+    """
+    rows = rows_bucket(len(readings), READ_TOGETHER)
+    padded = [*readings, *[readings[-1]] * (rows - len(readings))]
+    rests = [reading.rest() for reading in padded]
+    tokens_BT = np.zeros((rows, short_prompt(model.config.canvas_length)), np.int64)
+    for row, rest in enumerate(rests):
+        tokens_BT[row, : len(rest)] = rest
+    together = programs.together([reading.cache for reading in padded], model.mesh)
+    for reading in readings:
+        for layer in reading.cache.layers:
+            for x in layer:
+                x.delete()
+    counts = np.asarray([len(rest) for rest in rests])
+    together = model.extend(together, tokens_BT, None, counts)
+    for row, reading in enumerate(readings):
+        reading.finish(programs.take(together, np.int32(row), model.mesh))
 
 
 def _spans(plan: Plan, start: int, chunk: int) -> list[tuple[int, int]]:

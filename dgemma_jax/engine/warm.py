@@ -15,12 +15,12 @@ from typing import Literal, NamedTuple
 import jax
 import numpy as np
 
-from dgemma_jax.buckets import image_groups, patch_bucket, prefill_bucket, prefill_sizes
+from dgemma_jax.buckets import image_groups, patch_bucket, prefill_bucket, prefill_sizes, short_prompt
 from dgemma_jax.engine import programs
 from dgemma_jax.engine.batch import Batch
 from dgemma_jax.engine.device import ModelDevice
 from dgemma_jax.engine.events import Request
-from dgemma_jax.engine.memory import Budget
+from dgemma_jax.engine.memory import READ_TOGETHER, Budget, rows_bucket
 from dgemma_jax.media.image import soft_token_budgets
 from dgemma_jax.pretrained import Model
 from dgemma_jax.sampling.options import PLAIN, SamplingOptions
@@ -150,6 +150,10 @@ def _passes(device: ModelDevice) -> Iterator[Part]:
             if size <= min(capacity, whole) and model.config.vision is not None:
                 work = functools.partial(_pass, model, size, capacity, True)
                 yield Part(f"{line}, with images", work, capacity, "images")
+        if capacity == min(_fitting(device)):
+            for rows in sorted({rows_bucket(n, READ_TOGETHER) for n in range(2, device.together + 1)}):
+                line = f"prompt pass over {rows} rows, {capacity} positions"
+                yield Part(line, functools.partial(_pass_together, model, rows, capacity), capacity)
         yield Part(f"copies of {capacity} positions", functools.partial(_arrange, device, capacity), capacity)
 
 
@@ -174,6 +178,13 @@ def _pass(model: Model, size: int, capacity: int, images: bool) -> None:
     tokens = np.zeros((1, min(size, capacity - model.config.canvas_length)), np.int64)  # as `check_tokens` has them
     soft = np.zeros((*tokens.shape, model.config.text.hidden_size), model.dtype) if images else None
     model.extend(model.empty_cache(1, capacity), tokens, soft)
+
+
+def _pass_together(model: Model, rows: int, capacity: int) -> None:
+    caches = [model.empty_cache(1, capacity) for _ in range(rows)]
+    tokens = np.zeros((rows, short_prompt(model.config.canvas_length)), np.int64)
+    cache = programs.together(caches, model.mesh)
+    programs.take(model.extend(cache, tokens, None, np.ones(rows, np.int64)), np.int32(0), model.mesh)
 
 
 def _see(model: Model, images: int, patches: int) -> None:

@@ -88,7 +88,8 @@ class _Row:
 class HandDevice:
     """Implements `Device`. Says in `log` what it did, and complains about what a device must not be asked."""
 
-    def __init__(self, slots: int = 3, total: int = 10**9) -> None:
+    def __init__(self, slots: int = 3, total: int = 10**9, together: int = 1) -> None:
+        self.together = together
         self.budget = Budget(total=total, slots=slots, positions=4096, text=CONFIG.text, dtype=jnp.dtype("float32"))
         self.rows: dict[int, _Row] = {}
         self.reading: tuple[int, int] | None = None
@@ -113,6 +114,19 @@ class HandDevice:
         self.rows[id] = _Row(plan, list(plan.request.tokens)).start()
         assert self.budget.fits([row.plan.longest for row in self.rows.values()]), "more than fits"
         return Prefilled(plan.length, 0)
+
+    def read_together(self, plans: dict[int, Plan]) -> dict[int, Prefilled]:
+        assert self.reading is None and 1 < len(plans) <= self.together and all(plan.short for plan in plans.values())
+        self.log.append(f"read {' '.join(map(str, plans))}")
+        read = {}
+        for id, made in plans.items():
+            if made.request.tokens[0] == BAD:
+                raise ValueError("a prompt cannot be read")
+            self.rows[id] = _Row(made, list(made.request.tokens)).start()
+            read[id] = Prefilled(made.length, 0)
+        lengths = [row.plan.longest for row in self.rows.values()]
+        assert self.budget.fits(lengths, len(plans)), "more than fits"
+        return read
 
     def denoise(self, most: int) -> list[Canvas]:
         if self.crash:

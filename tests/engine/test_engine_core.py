@@ -52,7 +52,8 @@ def request(first: int = 5, length: int = 3, **fields: object) -> Request:
 @pytest.mark.parametrize("seed", range(200))
 def test_every_request_gets_its_own_answer_whatever_comes_when(seed: int) -> None:
     rng = random.Random(seed)
-    device, clock = HandDevice(slots=rng.randint(1, 5), total=rng.choice([10**9, 120_000])), Clock()
+    slots, total = rng.randint(1, 5), rng.choice([10**9, 120_000])
+    device, clock = HandDevice(slots, total, together=rng.randint(1, slots)), Clock()
     core = Core(device, steps=rng.randint(1, 4), max_queue=None, clock=clock)
     wanted: dict[int, Request] = {}
     cancelled: dict[int, int] = {}
@@ -101,6 +102,40 @@ def test_a_long_prompt_delays_running_canvases_by_one_pass_at_a_time() -> None:
     assert work.count("r") == 5
     assert "rr" not in work.removeprefix("r"), "between two passes there is a step"
     assert "denoise 1" in device.log
+
+
+def test_short_prompts_are_read_in_one_pass_and_one_of_several_passes_by_itself() -> None:
+    device = HandDevice(slots=9, together=3)
+    core = Core(device, steps=4, max_queue=None)
+    for length in (3, 8, 3, 3, 3, 9, 3, 3):  # two canvases are eight tokens
+        core.submit(request(5, length, max_new_tokens=400))
+    run(core)
+    passes = [entry.split()[1:] for entry in device.log if entry.startswith("read")]
+    assert passes == [["0", "1", "2"], ["3", "4"], ["5"], ["6", "7"]]
+
+
+def test_of_prompts_read_together_one_fails_alone() -> None:
+    device = HandDevice(slots=4, together=4)
+    core = Core(device, steps=4, max_queue=None)
+    ids = [core.submit(request(first, max_new_tokens=20)) for first in (5, 6, BAD, 7)]
+    log = run(core)
+    assert [entry for entry in device.log if entry.startswith("read")] == ["read 0 1 2 3", *(f"read {i}" for i in ids)]
+    for id, first in zip(ids, (5, 6, None, 7), strict=True):
+        if first is None:
+            assert [type(event) for event in log[id]] == [Failed]
+        else:
+            assert text(log[id]) == answer(request(first, max_new_tokens=20))
+
+
+def test_prompts_are_read_together_only_where_their_caches_fit() -> None:
+    budget = HandDevice(slots=4).budget
+    for total, together in ((budget.needs([30] * 4, reading=4), 4), (budget.needs([30] * 4), 1)):
+        device = HandDevice(slots=4, total=total, together=4)
+        core = Core(device, steps=4, max_queue=None)
+        for _ in range(4):
+            core.submit(request(max_new_tokens=27))
+        run(core)
+        assert max(len(entry.split()) - 1 for entry in device.log if entry.startswith("read")) == together
 
 
 def test_the_memory_that_running_requests_take_is_told() -> None:

@@ -59,16 +59,16 @@ def test_no_request_waits_for_a_compilation_after_the_warm_up(
     small_shapes: None, model: Model, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine = Engine(model, slots=2, max_context=100)
-    at_once = warmed_up(engine, 2 * (1 + 2 + 1 + 2))  # a canvas and a chunk have one length here
+    at_once = warmed_up(engine, 2 * (1 + 2 + 1 + 2) + 1)  # a canvas and a chunk have one length here
     assert len(at_once) >= 1 + 2 + 1, "what short prompts need is there at once"
-    prompts = [tuple(range(6, 6 + length)) for length in (3, 30, 70, 5)]
+    prompts = [tuple(range(6, 6 + length)) for length in (3, 7, 30, 70, 5)]
     for options in (PLAIN, SamplingOptions(top_k=3), PLAIN):
         requests = [Request(tokens=tokens, max_new_tokens=24, options=options) for tokens in prompts]
         assert not (found := compiled_by(engine, requests, caplog)), found
 
 
 @pytest.mark.parametrize("model", ["text_only"], indirect=True)
-@pytest.mark.parametrize(("everything", "parts"), [(True, 12), (False, 8)])
+@pytest.mark.parametrize(("everything", "parts"), [(True, 13), (False, 9)])
 def test_where_nothing_is_compiled_beside_requests_all_is_there_at_once(
     everything: bool, parts: int, small_shapes: None, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
