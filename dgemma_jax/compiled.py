@@ -36,6 +36,27 @@ def encode(
     return nnx.merge(graphdef, params).encode(cache, tokens_BT, count_B, soft_BTD)
 
 
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def commit(
+    graphdef: nnx.GraphDef, params: nnx.State, cache: kv.Cache, canvas_BL: jax.Array, ended_B: jax.Array
+) -> kv.Cache:
+    """Reads a canvas of every row, unless all rows have ended. The cache is donated, as in `encode`."""
+    model, length = nnx.merge(graphdef, params), jnp.full(len(canvas_BL), canvas_BL.shape[1], jnp.int32)
+    return jax.lax.cond(
+        jnp.all(ended_B),
+        lambda cache: cache,
+        lambda cache: model.encode(cache, canvas_BL, length, None),
+        cache,
+    )
+
+
+@jax.jit
+def ended(canvas_BL: jax.Array, before_B: jax.Array | None, ends_N: jax.Array) -> jax.Array:
+    """Which rows have an end token now or had one before."""
+    now_B = jnp.any(jnp.isin(canvas_BL, ends_N), axis=1)
+    return now_B if before_B is None else now_B | before_B
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def soft_tokens(
     graphdef: nnx.GraphDef, params: nnx.State, patches_INP: jax.Array, positions_IN2: jax.Array

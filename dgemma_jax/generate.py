@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
@@ -73,6 +74,8 @@ def stream(
 ) -> Iterator[Event]:
     """Answers one prompt, canvas by canvas. `images` as for `Model.prefill`.
 
+    One canvas ahead of what was yielded is already on its way on the device; who leaves early lets it end there.
+
     The first request with a truncation (`top_k` or `top_p`), and the first with log-probabilities, compiles a program
     of its own; their values compile nothing. Log-probabilities are read off after the last step.
 
@@ -136,24 +139,31 @@ def canvases(
 ) -> Iterator[compiled.Denoised]:
     """Canvases of all rows, until every row has ended or no canvas is left.
 
-    A row that has ended takes no more steps; its canvases mean nothing.
+    A row that has ended takes no more steps; its canvases mean nothing. The device is given the next canvas before the
+    present one is looked at, so that it never waits for Python; where all rows have ended, it finds nothing to do.
     """
     limit = _canvas_limit(model, tokens_BT.shape[-1], settings.max_new_tokens)
     cache = model.prefill(tokens_BT, **images)
     row_settings = Settings.of(settings, len(tokens_BT), options)
-    ended_B = np.zeros(len(tokens_BT), bool)
-    for index in range(limit):
+    seeds_B2, ends_N = jnp.asarray(seed_B2), jnp.asarray(settings.eos_token_ids, jnp.int32)
+
+    def denoise(index: int, ended_B: jax.Array) -> compiled.Denoised:
         active = dataclasses.replace(row_settings, max_steps_B=jnp.where(ended_B, 0, row_settings.max_steps_B))
-        canvas = compiled.denoise_canvas(
-            model.graphdef, model.params, cache, active, jnp.asarray(seed_B2), jnp.full(len(ended_B), index)
-        )
-        yield canvas
-        canvas_BL = np.asarray(canvas.canvas_BL)
-        ended_B |= np.isin(canvas_BL, settings.eos_token_ids).any(axis=1)
-        if ended_B.all():
-            return
+        place_B = jnp.full(len(tokens_BT), index)
+        return compiled.denoise_canvas(model.graphdef, model.params, cache, active, seeds_B2, place_B)
+
+    following = denoise(0, jnp.zeros(len(tokens_BT), bool))
+    ended_B = compiled.ended(following.canvas_BL, None, ends_N)
+    for index in range(limit):
+        canvas, over_B = following, ended_B
         if index + 1 < limit:
-            cache = model.append(cache, canvas_BL)
+            length = tokens_BT.shape[1] + (index + 1) * model.config.canvas_length
+            cache = model.append(cache, canvas.canvas_BL, length, over_B)
+            following = denoise(index + 1, over_B)
+            ended_B = compiled.ended(following.canvas_BL, over_B, ends_N)
+        yield canvas
+        if np.asarray(over_B).all():
+            return
 
 
 def cut(canvas: np.ndarray, room: int, eos_token_ids: Sequence[int]) -> list[int]:

@@ -84,7 +84,9 @@ class Model:
             ValueError: wrong shape, unknown token ids, or more tokens than the model has positions.
         """
         tokens_BT = self._check_canvas(cache, canvas)
-        return self.append(jax.tree.map(jnp.copy, cache), tokens_BT)
+        needed = int(jnp.max(cache.length_B)) + tokens_BT.shape[1]
+        self._check_room(needed)
+        return self.extend(self._with_room(jax.tree.map(jnp.copy, cache), needed), tokens_BT, None)
 
     def denoise_logits(self, cache: kv.Cache, canvas: ArrayLike, previous_logits: ArrayLike | None = None) -> jax.Array:
         """One denoising pass over canvases that follow the cached tokens.
@@ -134,20 +136,34 @@ class Model:
         settings = dataclasses.replace(self.generation, max_new_tokens=max_new_tokens, max_denoising_steps=steps)
         return generate(self, tokens, seed, settings, options, **images)
 
-    def append(self, cache: kv.Cache, tokens_BT: np.ndarray) -> kv.Cache:
-        """As `commit`, but the given cache is used up: its memory becomes the result's."""
-        # The one number the host needs: how full the fullest row is.
-        needed = int(jnp.max(cache.length_B)) + tokens_BT.shape[1]
-        self._check_room(needed)
-        if needed > cache.capacity:
-            cache = compiled.grow(cache, self.capacity(needed), self.config.text.sliding_window)
-        return self.extend(cache, tokens_BT, None)
+    def append(self, cache: kv.Cache, canvas_BL: jax.Array, needed: int, ended_B: jax.Array) -> kv.Cache:
+        """As `commit`, without a look at anything that is still being computed.
 
-    def extend(self, cache: kv.Cache, tokens_BT: np.ndarray, soft_BTD: np.ndarray | None) -> kv.Cache:
-        """One pass of `prefill`: reads tokens that fit into a cache, which is used up."""
+        The given cache is used up, its memory becomes the result's. `needed`: tokens that are then in the fullest row.
+        Where all rows have ended, nothing is read.
+        """
+        return compiled.commit(self.graphdef, self.params, self._with_room(cache, needed), canvas_BL, ended_B)
+
+    def _with_room(self, cache: kv.Cache, needed: int) -> kv.Cache:
+        if needed <= cache.capacity:
+            return cache
+        return compiled.grow(cache, self.capacity(needed), self.config.text.sliding_window)
+
+    def extend(
+        self,
+        cache: kv.Cache,
+        tokens_BT: np.ndarray,
+        soft_BTD: np.ndarray | None,
+        counts: np.ndarray | None = None,
+    ) -> kv.Cache:
+        """One pass of `prefill`: reads tokens that fit into a cache, which is used up.
+
+        counts: how many of its tokens each row reads; None: all.
+        """
         rows, length = tokens_BT.shape
         padding = ((0, 0), (0, prefill_bucket(length, self.config.canvas_length) - length))
-        tokens, count_B = jnp.asarray(np.pad(tokens_BT, padding), jnp.int32), jnp.full(rows, length, jnp.int32)
+        tokens = jnp.asarray(np.pad(tokens_BT, padding), jnp.int32)
+        count_B = jnp.full(rows, length, jnp.int32) if counts is None else jnp.asarray(counts, jnp.int32)
         soft = None if soft_BTD is None else jnp.asarray(np.pad(soft_BTD, (*padding, (0, 0))))
         return compiled.encode(self.graphdef, self.params, cache, tokens, count_B, soft)
 

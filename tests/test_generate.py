@@ -9,6 +9,7 @@ import pytest
 from golden import reading
 
 from dgemma_jax import CanvasCommitted, Finished, GenerationConfig, Model, SamplingOptions, compiled, stream
+from dgemma_jax.cache import Cache
 from dgemma_jax.generate import cut
 
 PROMPT = [5, 17, 60, 3]
@@ -63,6 +64,42 @@ def test_nothing_follows_the_first_end_token(model: Model, answer: list[int]) ->
     assert ended.steps.shape == (1, 1), "the second canvas is not written"
     either = with_end(model, late, first).generate([PROMPT], max_new_tokens=16, seed=5)
     assert either.tokens[0].tolist() == ended.tokens[0].tolist(), "any of the end tokens ends"
+
+
+def test_the_device_has_the_next_canvas_before_the_present_one_is_told(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[compiled.Denoised] = []
+
+    def denoise_canvas(*arguments: object) -> compiled.Denoised:
+        given.append(real(*arguments))
+        return given[-1]
+
+    real = compiled.denoise_canvas
+    monkeypatch.setattr(compiled, "denoise_canvas", denoise_canvas)
+    events = stream(model, PROMPT, max_new_tokens=24, seed=5, generation=SETTINGS)
+    for told, wanted in enumerate((2, 3, 3), start=1):
+        assert isinstance(next(events), CanvasCommitted)
+        assert len(given) == wanted, f"after canvas {told} of 3"
+
+
+def test_the_device_does_nothing_ahead_where_all_rows_have_ended(
+    model: Model, answer: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+    lengths: list[int] = []
+
+    def denoise_canvas(graphdef: object, params: object, cache: Cache, *rest: object) -> compiled.Denoised:
+        lengths.append(int(cache.length_B[0]))
+        canvas = real(graphdef, params, cache, *rest)
+        steps.append(int(canvas.step_B[0]))
+        return canvas
+
+    real = compiled.denoise_canvas
+    monkeypatch.setattr(compiled, "denoise_canvas", denoise_canvas)
+    with_end(model, answer[2]).generate([PROMPT], max_new_tokens=16, seed=5)
+    assert lengths == [len(PROMPT)] * 2, "the canvas is not read"
+    assert steps == [3, 0], "and no step is taken behind it"
 
 
 def test_a_row_that_has_ended_is_padded_while_others_go_on(model: Model, answer: list[int]) -> None:
