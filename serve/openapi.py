@@ -38,6 +38,7 @@ class Operation:
     refusals: tuple[int, ...] = ()
     is_open: bool = False
     """No key is asked for."""
+    redirects: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +92,9 @@ def _responses(operation: Operation, asks_key: bool) -> dict[str, Any]:
     if operation.chunk:
         answers["text/event-stream"] = _event(operation.chunk)
     statuses = [*operation.refusals, *([401] if asks_key else [])]
-    responses = {"200": _content(answers, "Done.")}
+    responses: dict[str, Any] = {"200": _content(answers, "Done.")}
+    if operation.redirects:
+        responses = {"302": {"description": "Elsewhere.", "headers": {"Location": {"schema": {"type": "string"}}}}}
     responses |= {str(status): _content({_JSON: _ref(ErrorResponse)}, "Refused.") for status in sorted(statuses)}
     if operation.not_ready:
         responses["503"] = _content({_JSON: _ref(operation.not_ready)}, "Not ready.")

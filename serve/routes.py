@@ -92,7 +92,7 @@ ROUTES = (
     Route("GET", "/v1/metadata", about.metadata, Operation(summary="What is served", answer=about.Metadata)),
     Route("GET", "/metrics", metrics.metrics, Operation(summary="For Prometheus", media_type="text/plain")),
     Route("GET", "/v1/metrics", metrics.metrics, Operation(summary="For Prometheus", media_type="text/plain")),
-    Route("GET", "/", ui.front, Operation(summary="Leads to the page", media_type="text/html", is_open=True)),
+    Route("GET", "/", ui.front, Operation(summary="Leads to the page", is_open=True, redirects=True)),
     Route(
         "GET", "/ui", ui.page, Operation(summary="A page to chat in a browser", media_type="text/html", is_open=True)
     ),

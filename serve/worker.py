@@ -30,6 +30,8 @@ State = Literal["warming", "ready", "failed", "closing"]
 _BROKEN = "The model has stopped working; the server's log has the reason."
 _CLOSING = "The server is stopping."
 _STOPPED = "The server stopped before this reply was complete."
+_LAST_STEP = 2.0
+"""Seconds that the end of the server waits for the step that is being taken."""
 
 
 class Run:
@@ -170,12 +172,14 @@ class Worker:
     async def close(self, grace: float) -> None:
         """Takes no more jobs, lets the open ones go on for `grace` seconds, then fails what is left."""
         with self._changed:
-            self.state = "closing"
+            compiling, self.state = self.state == "warming", "closing"
             self._changed.notify_all()
         deadline = time.monotonic() + grace
         while self._open and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
         self._fail_open(_STOPPED)
+        if self._thread.is_alive() and not compiling:  # an interpreter that ends under a thread that computes may abort
+            await asyncio.to_thread(self._thread.join, _LAST_STEP)
 
     def _require_life(self) -> None:
         if self.state in ("failed", "closing"):
