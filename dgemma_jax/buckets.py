@@ -34,7 +34,7 @@ def prefill_sizes(canvas_length: int) -> list[int]:
 def short_prompt(canvas_length: int) -> int:
     """Tokens of a prompt that may be read in one pass with others: of the smallest capacity, and at most two canvases.
 
-    All such passes have this length, padded, so that few programs are compiled for them.
+    So few programs are compiled for such passes, and what runs beside them does not wait long.
     """
     return min(2 * canvas_length, SMALLEST_CAPACITY - canvas_length)
 

@@ -1,10 +1,12 @@
 """The jitted programs: what runs on the device, each compiled once per shape.
 
-They take the model as structure and parameters, so that nothing of the module is traced at call time.
+They take the model as `flat` lays it out: hashing its graph and walking its parameters at every call takes longer than
+a small model's step.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -15,6 +17,7 @@ from jax.sharding import Mesh
 
 from dgemma_jax import cache as kv
 from dgemma_jax.config import TextConfig
+from dgemma_jax.model.diffusion_gemma import DiffusionGemma
 from dgemma_jax.sampling import denoise as loop
 from dgemma_jax.sampling import head
 from dgemma_jax.sampling.draws import Draws, KeyedDraws, row_keys
@@ -23,25 +26,46 @@ from dgemma_jax.sampling.settings import Settings
 from dgemma_jax.sharding import everywhere, pin_cache
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Structure:
+    """A model without its numbers: compared by identity, which costs nothing."""
+
+    graphdef: nnx.GraphDef
+    treedef: jax.tree_util.PyTreeDef
+
+    def model(self, numbers: list[jax.Array]) -> DiffusionGemma:
+        """The model with the numbers that `flat` took out of it."""
+        return nnx.merge(self.graphdef, jax.tree.unflatten(self.treedef, numbers))
+
+
+_structure = functools.cache(Structure)  # the same for the same model: nothing is compiled twice
+
+
+def flat(graphdef: nnx.GraphDef, params: nnx.State) -> tuple[Structure, list[jax.Array]]:
+    """Structure and numbers of a model, as the programs take it. This costs milliseconds: once a model, not a call."""
+    numbers, treedef = jax.tree.flatten(params)
+    return _structure(graphdef, treedef), numbers
+
+
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
 def encode(
-    graphdef: nnx.GraphDef,
-    params: nnx.State,
+    structure: Structure,
+    numbers: list[jax.Array],
     cache: kv.Cache,
     tokens_BT: jax.Array,
     count_B: jax.Array,
     soft_BTD: jax.Array | None = None,
 ) -> kv.Cache:
     """See `DiffusionGemma.encode`. The cache is donated: it is written in place and must not be used again."""
-    return nnx.merge(graphdef, params).encode(cache, tokens_BT, count_B, soft_BTD)
+    return structure.model(numbers).encode(cache, tokens_BT, count_B, soft_BTD)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
 def commit(
-    graphdef: nnx.GraphDef, params: nnx.State, cache: kv.Cache, canvas_BL: jax.Array, ended_B: jax.Array
+    structure: Structure, numbers: list[jax.Array], cache: kv.Cache, canvas_BL: jax.Array, ended_B: jax.Array
 ) -> kv.Cache:
     """Reads a canvas of every row, unless all rows have ended. The cache is donated, as in `encode`."""
-    model, length = nnx.merge(graphdef, params), jnp.full(len(canvas_BL), canvas_BL.shape[1], jnp.int32)
+    model, length = structure.model(numbers), jnp.full(len(canvas_BL), canvas_BL.shape[1], jnp.int32)
     return jax.lax.cond(
         jnp.all(ended_B),
         lambda cache: cache,
@@ -59,24 +83,26 @@ def ended(canvas_BL: jax.Array, before_B: jax.Array | None, ends_N: jax.Array) -
 
 @functools.partial(jax.jit, static_argnums=0)
 def soft_tokens(
-    graphdef: nnx.GraphDef, params: nnx.State, patches_INP: jax.Array, positions_IN2: jax.Array
+    structure: Structure, numbers: list[jax.Array], patches_INP: jax.Array, positions_IN2: jax.Array
 ) -> jax.Array:
     """Images through the vision tower: all their soft tokens in order, [I * M, D], padding last."""
-    soft = nnx.merge(graphdef, params).vision(patches_INP, positions_IN2)
+    tower = structure.model(numbers).vision
+    assert tower is not None, "there are no patches without a vision tower"
+    soft = tower(patches_INP, positions_IN2)
     order_Z = jnp.argsort(~soft.real_IM.reshape(-1))  # stable: the real ones first, in order
     return soft.soft_IMD.reshape(-1, soft.soft_IMD.shape[-1])[order_Z]
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def denoise_logits(
-    graphdef: nnx.GraphDef,
-    params: nnx.State,
+    structure: Structure,
+    numbers: list[jax.Array],
     cache: kv.Cache,
     canvas_BL: jax.Array,
     previous_logits_BLV: jax.Array | None,
 ) -> jax.Array:
     """One denoising pass: float32 logits [B, L, V]."""
-    model = nnx.merge(graphdef, params)
+    model = structure.model(numbers)
     soft_BLD = None if previous_logits_BLV is None else head.soft_embedding(model.text, previous_logits_BLV)
     return model.text.logits(model.denoise(cache, canvas_BL, soft_BLD))
 
@@ -91,15 +117,15 @@ class Denoised(NamedTuple):
 
 @functools.partial(jax.jit, static_argnums=0)
 def denoise_canvas(
-    graphdef: nnx.GraphDef,
-    params: nnx.State,
+    structure: Structure,
+    numbers: list[jax.Array],
     cache: kv.Cache,
     settings: Settings,
     seed_B2: jax.Array,
     canvas_index_B: jax.Array,
 ) -> Denoised:
     """One canvas of every row, from noise to its end: the argmax of its last prediction."""
-    model = nnx.merge(graphdef, params)
+    model = structure.model(numbers)
     config = model.config
     draws = KeyedDraws(row_keys(seed_B2, canvas_index_B), config.canvas_length, config.text.vocab_size)
     state = loop.denoise(model, cache, settings, draws)
@@ -110,10 +136,10 @@ def denoise_canvas(
 
 @functools.partial(jax.jit, static_argnums=0)
 def denoise_step(
-    graphdef: nnx.GraphDef, params: nnx.State, cache: kv.Cache, state: loop.State, settings: Settings, draws: Draws
+    structure: Structure, numbers: list[jax.Array], cache: kv.Cache, state: loop.State, settings: Settings, draws: Draws
 ) -> loop.State:
     """A single step, for those who want to look between steps."""
-    return loop.step(nnx.merge(graphdef, params), cache, state, settings, draws)
+    return loop.step(structure.model(numbers), cache, state, settings, draws)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))

@@ -150,7 +150,7 @@ def canvases(
     def denoise(index: int, ended_B: jax.Array) -> compiled.Denoised:
         active = dataclasses.replace(row_settings, max_steps_B=jnp.where(ended_B, 0, row_settings.max_steps_B))
         place_B = jnp.full(len(tokens_BT), index)
-        return compiled.denoise_canvas(model.graphdef, model.params, cache, active, seeds_B2, place_B)
+        return compiled.denoise_canvas(*model.flat, cache, active, seeds_B2, place_B)
 
     following = denoise(0, jnp.zeros(len(tokens_BT), bool))
     ended_B = compiled.ended(following.canvas_BL, None, ends_N)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from pathlib import Path
 
@@ -49,6 +50,11 @@ class Model:
     params: nnx.State
     mesh: Mesh | None = None
     """The devices it is spread over; None for one."""
+
+    @functools.cached_property
+    def flat(self) -> tuple[compiled.Structure, list[jax.Array]]:
+        """The model as the programs take it."""
+        return compiled.flat(self.graphdef, self.params)
 
     def prefill(
         self, tokens: ArrayLike, *, patches: ArrayLike | None = None, patch_positions: ArrayLike | None = None
@@ -108,7 +114,7 @@ class Model:
         wanted = (*canvas_BL.shape, self.config.text.vocab_size)
         if previous is not None and previous.shape != wanted:
             raise ValueError(f"previous_logits must have shape {wanted}, found {previous.shape}")
-        return compiled.denoise_logits(self.graphdef, self.params, cache, canvas_BL, previous)
+        return compiled.denoise_logits(*self.flat, cache, canvas_BL, previous)
 
     def generate(
         self,
@@ -142,7 +148,7 @@ class Model:
         The given cache is used up, its memory becomes the result's. `needed`: tokens that are then in the fullest row.
         Where all rows have ended, nothing is read.
         """
-        return compiled.commit(self.graphdef, self.params, self._with_room(cache, needed), canvas_BL, ended_B)
+        return compiled.commit(*self.flat, self._with_room(cache, needed), canvas_BL, ended_B)
 
     def _with_room(self, cache: kv.Cache, needed: int) -> kv.Cache:
         if needed <= cache.capacity:
@@ -165,7 +171,7 @@ class Model:
         tokens = jnp.asarray(np.pad(tokens_BT, padding), jnp.int32)
         count_B = jnp.full(rows, length, jnp.int32) if counts is None else jnp.asarray(counts, jnp.int32)
         soft = None if soft_BTD is None else jnp.asarray(np.pad(soft_BTD, (*padding, (0, 0))))
-        return compiled.encode(self.graphdef, self.params, cache, tokens, count_B, soft)
+        return compiled.encode(*self.flat, cache, tokens, count_B, soft)
 
     @property
     def chunk(self) -> int:
@@ -194,7 +200,7 @@ class Model:
     def see(self, patches_INP: np.ndarray, positions_IN2: np.ndarray) -> np.ndarray:
         """Images through the vision tower together: all their soft tokens in order, [I * M, D], padding last."""
         patches, positions = jnp.asarray(patches_INP), jnp.asarray(positions_IN2, jnp.int32)
-        return fetch(compiled.soft_tokens(self.graphdef, self.params, patches, positions))
+        return fetch(compiled.soft_tokens(*self.flat, patches, positions))
 
     def _check_canvas(self, cache: kv.Cache, canvas: ArrayLike) -> np.ndarray:
         tokens_BL = check_tokens("canvas", canvas, self.config.text.vocab_size)

@@ -38,7 +38,7 @@ def same(found: kv.Cache, wanted: kv.Cache) -> None:
 
 def encode(model: dgemma_jax.Model, cache: kv.Cache, tokens: np.ndarray, count: list[int]) -> kv.Cache:
     padded = np.pad(tokens, ((0, 0), (0, 128 - tokens.shape[1])))
-    return compiled.encode(model.graphdef, model.params, cache, jnp.asarray(padded, jnp.int32), jnp.array(count))
+    return compiled.encode(*model.flat, cache, jnp.asarray(padded, jnp.int32), jnp.array(count))
 
 
 @pytest.mark.parametrize("most", [3, 7, 20])

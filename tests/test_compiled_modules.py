@@ -43,7 +43,7 @@ def traced_step(platform: str = "cpu") -> jax.stages.Traced:
     draws = KeyedDraws(row_keys(SEED, INDEX), CANVAS, TEXT.vocab_size)
     settings = Settings.of(GenerationConfig(), 1)
     state = jax.eval_shape(lambda params: denoise.start(nnx.merge(graphdef, params), draws, settings), params)
-    return compiled.denoise_step.trace(graphdef, params, cache, state, settings, draws)
+    return compiled.denoise_step.trace(*compiled.flat(graphdef, params), cache, state, settings, draws)
 
 
 @functools.cache
@@ -55,14 +55,14 @@ def step() -> jax.stages.Compiled:
 def commit() -> jax.stages.Compiled:
     graphdef, params, cache = parts()
     tokens = jax.ShapeDtypeStruct((1, CANVAS), jnp.dtype("int32"))
-    return compiled.encode.lower(graphdef, params, cache, tokens, INDEX, None).compile()
+    return compiled.encode.lower(*compiled.flat(graphdef, params), cache, tokens, INDEX, None).compile()
 
 
 @functools.cache
 def canvas() -> jax.stages.Compiled:
     graphdef, params, cache = parts()
     return compiled.denoise_canvas.lower(
-        graphdef, params, cache, Settings.of(GenerationConfig(), 1), SEED, INDEX
+        *compiled.flat(graphdef, params), cache, Settings.of(GenerationConfig(), 1), SEED, INDEX
     ).compile()
 
 

@@ -89,9 +89,9 @@ def test_the_device_does_nothing_ahead_where_all_rows_have_ended(
     steps: list[int] = []
     lengths: list[int] = []
 
-    def denoise_canvas(graphdef: object, params: object, cache: Cache, *rest: object) -> compiled.Denoised:
+    def denoise_canvas(structure: object, numbers: object, cache: Cache, *rest: object) -> compiled.Denoised:
         lengths.append(int(cache.length_B[0]))
-        canvas = real(graphdef, params, cache, *rest)
+        canvas = real(structure, numbers, cache, *rest)
         steps.append(int(canvas.step_B[0]))
         return canvas
 

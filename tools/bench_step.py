@@ -72,10 +72,10 @@ def prepared(model: dgemma_jax.Model, cache: Cache) -> tuple[jax.stages.Compiled
     start = denoise.start(nnx.merge(model.graphdef, model.params), draws, settings)
     if model.mesh is not None:  # a program takes its arguments where it was compiled to find them
         start, settings, draws = place((start, settings, draws), model.mesh)
-        start = compiled.denoise_step(model.graphdef, model.params, cache, start, settings, draws)
-    step = compiled.denoise_step.lower(model.graphdef, model.params, cache, start, settings, draws).compile()
-    state = step(model.params, cache, start, settings, draws)
-    return step, (model.params, cache, state, settings, draws)
+        start = compiled.denoise_step(*model.flat, cache, start, settings, draws)
+    step = compiled.denoise_step.lower(*model.flat, cache, start, settings, draws).compile()
+    state = step(model.flat[1], cache, start, settings, draws)
+    return step, (model.flat[1], cache, state, settings, draws)
 
 
 def agreement(model: dgemma_jax.Model, cache: Cache, peer: Any, seed: int) -> float:

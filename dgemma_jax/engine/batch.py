@@ -54,7 +54,6 @@ class Batch:
 
     def __init__(self, model: Model, budget: Budget, apart: bool) -> None:
         self._model = model
-        self._flat = programs.flat(model.graphdef, model.params)
         self._budget = budget
         self._apart = apart
         self._rows: list[_Row] = []  # row i of the cache belongs to the i-th; further rows are idle
@@ -84,7 +83,7 @@ class Batch:
         self._grow()
         assert self._cache is not None and self._state is not None
         denoised = programs.denoise(
-            *self._flat, self._cache, self._state, self._device_rows(), np.int32(most), self._apart
+            *self._model.flat, self._cache, self._state, self._device_rows(), np.int32(most), self._apart
         )
         self._state = denoised.state
         done_B, step_B, finite_B, argmax_BL = fetch((*denoised[1:], denoised.state.argmax_BL))
@@ -100,7 +99,7 @@ class Batch:
     def logprobs(self, id: int, tokens: int, likeliest: int) -> tuple[TokenLogprob, ...]:
         """Of the latest prediction of a row, for its first tokens."""
         assert self._state is not None
-        scored = programs.score(self._model.graphdef, self._model.params, self._state, np.int32(self._index(id)))
+        scored = programs.score(*self._model.flat, self._state, np.int32(self._index(id)))
         return of_row(fetch(scored), 0, tokens, likeliest)
 
     def commit(self, id: int, canvas_L: np.ndarray) -> None:
@@ -109,7 +108,7 @@ class Batch:
         row, model = self._rows[self._index(id)], self._model
         tokens, count = jnp.asarray(canvas_L[None], jnp.int32), jnp.full(1, len(canvas_L), jnp.int32)
         one = self.copy(id)
-        self.write(id, compiled.encode(model.graphdef, model.params, one, tokens, count, None))
+        self.write(id, compiled.encode(*model.flat, one, tokens, count, None))
         row.length += len(canvas_L)
         row.canvas += 1
         row.fresh = self._changed = True
@@ -150,7 +149,7 @@ class Batch:
                 self._state = programs.pick(self._state, np.asarray(padded, np.int32), self._model.mesh)
         self._rows = list(rows)
         if self._state is None:
-            self._state = programs.blank(self._model.graphdef, self._model.params, self._device_rows())
+            self._state = programs.blank(*self._model.flat, self._device_rows())
 
     def _arranged(self, cache: kv.Cache, order: list[int], capacity: int, *, consume: bool = False) -> kv.Cache:
         window, mesh = self._model.config.text.sliding_window, self._model.mesh

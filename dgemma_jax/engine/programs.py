@@ -13,10 +13,10 @@ from typing import NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 
 from dgemma_jax import cache as kv
+from dgemma_jax.compiled import Structure
 from dgemma_jax.config import SLIDING, ModelConfig
 from dgemma_jax.model.attention import KeyValue
 from dgemma_jax.model.diffusion_gemma import DiffusionGemma
@@ -40,27 +40,6 @@ class Rows:
     canvas_B: jax.Array
     fresh_B: jax.Array
     running_B: jax.Array
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Structure:
-    """A model without its numbers, for what runs every step: compared by identity, which costs nothing."""
-
-    graphdef: nnx.GraphDef
-    treedef: jax.tree_util.PyTreeDef
-
-    def model(self, numbers: list[jax.Array]) -> DiffusionGemma:
-        """The model with the numbers that `flat` took out of it."""
-        return nnx.merge(self.graphdef, jax.tree.unflatten(self.treedef, numbers))
-
-
-_structure = functools.cache(Structure)  # the same for the same model: nothing is compiled twice
-
-
-def flat(graphdef: nnx.GraphDef, params: nnx.State) -> tuple[Structure, list[jax.Array]]:
-    """Structure and numbers of a model. Hashing graphs and walking parameters takes milliseconds."""
-    numbers, treedef = jax.tree.flatten(params)
-    return _structure(graphdef, treedef), numbers
 
 
 class Denoised(NamedTuple):
@@ -206,15 +185,15 @@ def arrange(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def blank(graphdef: nnx.GraphDef, params: nnx.State, rows: Rows) -> loop.State:
+def blank(structure: Structure, numbers: list[jax.Array], rows: Rows) -> loop.State:
     """States that mean nothing, of the right shapes."""
-    model = nnx.merge(graphdef, params)
+    model = structure.model(numbers)
     return pin_rows(loop.start(model, _draws(model.config, rows), rows.settings), model.text.mesh)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def score(graphdef: nnx.GraphDef, params: nnx.State, state: loop.State, row: jax.Array) -> Logprobs:
+def score(structure: Structure, numbers: list[jax.Array], state: loop.State, row: jax.Array) -> Logprobs:
     """Log-probabilities of the canvas of one row."""
     one = row_of(state, row)
     assert one.x_BLD is not None, "the settings of every row keep the hidden states"
-    return logprobs(nnx.merge(graphdef, params).text, one.x_BLD, one.argmax_BL)
+    return logprobs(structure.model(numbers).text, one.x_BLD, one.argmax_BL)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dgemma_jax import cache as kv
-from dgemma_jax.buckets import chunks, short_prompt
+from dgemma_jax.buckets import chunks
 from dgemma_jax.engine import programs
 from dgemma_jax.engine.memory import READ_TOGETHER, rows_bucket
 from dgemma_jax.engine.plan import Plan
@@ -97,10 +97,12 @@ def read_together(model: Model, readings: Sequence[Reading]) -> None:
 
     Numbers may differ in their last bits from those of passes alone, as between batches of different size.
     """
-    rows = rows_bucket(len(readings), READ_TOGETHER)
-    padded = [*readings, *[readings[-1]] * (rows - len(readings))]
+    readings = [reading for reading in readings if not reading.complete]  # some may be in the store as a whole
+    if not readings:
+        return
+    padded = [*readings, *[readings[-1]] * (rows_bucket(len(readings), READ_TOGETHER) - len(readings))]
     rests = [reading.rest() for reading in padded]
-    tokens_BT = np.zeros((rows, short_prompt(model.config.canvas_length)), np.int64)
+    tokens_BT = np.zeros((len(padded), max(map(len, rests))), np.int64)
     for row, rest in enumerate(rests):
         tokens_BT[row, : len(rest)] = rest
     together = programs.together([reading.cache for reading in padded], model.mesh)

@@ -152,8 +152,9 @@ def _passes(device: ModelDevice) -> Iterator[Part]:
                 yield Part(f"{line}, with images", work, capacity, "images")
         if capacity == min(_fitting(device)):
             for rows in sorted({rows_bucket(n, READ_TOGETHER) for n in range(2, device.together + 1)}):
-                line = f"prompt pass over {rows} rows, {capacity} positions"
-                yield Part(line, functools.partial(_pass_together, model, rows, capacity), capacity)
+                for size in [size for size in prefill_sizes(canvas) if size <= min(words, short_prompt(canvas))]:
+                    line = f"prompt pass of {size} tokens over {rows} rows, {capacity} positions"
+                    yield Part(line, functools.partial(_pass_together, model, size, rows, capacity), capacity)
         yield Part(f"copies of {capacity} positions", functools.partial(_arrange, device, capacity), capacity)
 
 
@@ -180,9 +181,9 @@ def _pass(model: Model, size: int, capacity: int, images: bool) -> None:
     model.extend(model.empty_cache(1, capacity), tokens, soft)
 
 
-def _pass_together(model: Model, rows: int, capacity: int) -> None:
+def _pass_together(model: Model, size: int, rows: int, capacity: int) -> None:
     caches = [model.empty_cache(1, capacity) for _ in range(rows)]
-    tokens = np.zeros((rows, short_prompt(model.config.canvas_length)), np.int64)
+    tokens = np.zeros((rows, size), np.int64)
     cache = programs.together(caches, model.mesh)
     programs.take(model.extend(cache, tokens, None, np.ones(rows, np.int64)), np.int32(0), model.mesh)
 

@@ -12,10 +12,13 @@ from golden import reading
 
 import dgemma_jax
 from dgemma_jax import Engine, Request
-from dgemma_jax.engine import programs
+from dgemma_jax.engine import Answer, programs
 from dgemma_jax.sharding import cache_sharding, pin_rows
 
-REQUESTS = [Request(tokens=tuple(range(6, 20)), max_new_tokens=length, seed=seed) for length, seed in ((24, 3), (9, 4))]
+REQUESTS = [
+    Request(tokens=tuple(range(6, 6 + length)), max_new_tokens=most, seed=seed)
+    for length, most, seed in ((40, 24, 3), (14, 24, 3), (9, 9, 4))  # one that is read alone, and two short ones
+]
 
 
 def test_whatever_comes_and_goes_lies_where_the_table_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,9 +43,11 @@ def test_whatever_comes_and_goes_lies_where_the_table_says(monkeypatch: pytest.M
 
     monkeypatch.setattr(programs, "denoise", watched)
     before = denoise._cache_size()
-    engine = Engine(model, slots=2)
-    answers = engine.generate_many(REQUESTS, progress=False)
+    engine = Engine(model, slots=4)
+    answers = {engine.submit(request): Answer() for request in REQUESTS}
+    for id, event in engine.run():
+        answers[id] = answers[id].after(event)
     engine.close()
-    assert [list(answer.tokens) for answer in answers] == [wanted.tokens[0].tolist() for wanted in expected]
-    assert rows == {1, 2}
+    assert [list(answer.tokens) for answer in answers.values()] == [wanted.tokens[0].tolist() for wanted in expected]
+    assert rows == {1, 4}
     assert denoise._cache_size() - before == len(rows), "once for each shape"

@@ -40,7 +40,7 @@ def check_logits(model: dgemma_jax.Model, golden: Arrays) -> None:
 def check_soft_tokens(model: dgemma_jax.Model, golden: Arrays) -> None:
     """The vision tower's output: the soft tokens of all images in order."""
     patches, positions = jnp.asarray(golden["patches"]), jnp.asarray(golden["patch_positions"], jnp.int32)
-    soft = compiled.soft_tokens(model.graphdef, model.params, patches, positions)
+    soft = compiled.soft_tokens(*model.flat, patches, positions)
     near(soft[: len(golden["soft_tokens"])], golden["soft_tokens"], SOFT_TOKENS)
 
 
@@ -55,7 +55,7 @@ def check_steps(model: dgemma_jax.Model, golden: Arrays) -> None:
         state = reading.first_state(model, settings, draws)
         for step in range(len(golden[f"{index}/canvas"])):
             assert not np.asarray(state.done_B)[running].all(), "stopped before the reference"
-            state = compiled.denoise_step(model.graphdef, model.params, cache, state, settings, draws)
+            state = compiled.denoise_step(*model.flat, cache, state, settings, draws)
             for found, name in ((state.canvas_BL, "canvas"), (state.argmax_BL, "argmax")):
                 wanted = golden[f"{index}/{name}"][step][running]
                 np.testing.assert_array_equal(np.asarray(found)[running], wanted, f"{name}, step {step}")

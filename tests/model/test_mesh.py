@@ -120,7 +120,7 @@ def collectives(made: Model) -> collections.Counter[str]:
     draws = KeyedDraws(row_keys(seeds, canvases), made.config.canvas_length, made.config.text.vocab_size)
     state = denoise.start(nnx.merge(made.graphdef, made.params), draws, settings)
     cache = made.empty_cache(ROWS, 64)
-    step = compiled.denoise_step.lower(made.graphdef, made.params, cache, state, settings, draws).compile()
+    step = compiled.denoise_step.lower(*made.flat, cache, state, settings, draws).compile()
     kinds = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
     counts: collections.Counter[str] = collections.Counter()
     for result, kind in re.findall(rf"= (.*?) ({kinds})(?:-start)?\(", step.as_text()):

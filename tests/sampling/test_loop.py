@@ -54,7 +54,7 @@ def plain_loop(model: dgemma_jax.Model, cache: Cache, settings: Settings) -> tup
     state = denoise.start(nnx.merge(model.graphdef, model.params), draws, settings)
     canvases = [np.asarray(state.canvas_BL)]
     while not np.asarray(state.done_B).all():
-        state = compiled.denoise_step(model.graphdef, model.params, cache, state, settings, draws)
+        state = compiled.denoise_step(*model.flat, cache, state, settings, draws)
         canvases.append(np.asarray(state.canvas_BL))
     return state, canvases
 
@@ -84,7 +84,7 @@ def test_the_compiled_loop_equals_the_plain_one_bit_for_bit(
 
 def test_denoise_canvas_gives_the_argmax_canvas_and_the_steps(model: dgemma_jax.Model, cache: Cache) -> None:
     plain, _ = plain_loop(model, cache, easy(12))
-    made = compiled.denoise_canvas(model.graphdef, model.params, cache, easy(12), SEEDS, CANVAS)
+    made = compiled.denoise_canvas(*model.flat, cache, easy(12), SEEDS, CANVAS)
     np.testing.assert_array_equal(made.canvas_BL, plain.argmax_BL)
     np.testing.assert_array_equal(made.step_B, plain.step_B)
     assert made.logprobs is None
@@ -102,14 +102,14 @@ def test_a_row_stands_still_once_it_has_stopped(model: dgemma_jax.Model, cache: 
 
 def test_a_row_with_no_steps_takes_none(model: dgemma_jax.Model, cache: Cache) -> None:
     settings = dataclasses.replace(easy(3, confidence=1e-9), max_steps_B=jnp.array([0, 3]))
-    made = compiled.denoise_canvas(model.graphdef, model.params, cache, settings, SEEDS, CANVAS)
+    made = compiled.denoise_canvas(*model.flat, cache, settings, SEEDS, CANVAS)
     assert made.step_B.tolist() == [0, 3]
 
 
 def test_what_a_row_becomes_does_not_depend_on_its_neighbours_settings(model: dgemma_jax.Model, cache: Cache) -> None:
     both = easy(4, confidence=1e-9)
     other = dataclasses.replace(both, entropy_bound_B=jnp.array([40.0, 0.01]), t_max_B=jnp.array([0.4, 2.0]))
-    run = (model.graphdef, model.params, cache)
+    run = (*model.flat, cache)
     one = compiled.denoise_canvas(*run, both, SEEDS, CANVAS).canvas_BL
     two = compiled.denoise_canvas(*run, other, SEEDS.at[1, 0].set(99), CANVAS).canvas_BL
     np.testing.assert_array_equal(one[0], two[0])
@@ -143,7 +143,7 @@ def test_logprobs_are_of_the_last_step_each_canvas_took_at_temperature_1(model: 
         last[steps == step + 1] = jax.nn.log_softmax(logits)[steps == step + 1]
         previous = logits / temperature(jnp.full(2, step), settings)[:, None, None]
     assert 1 < steps[0] < steps[1]
-    made = compiled.denoise_canvas(model.graphdef, model.params, cache, settings, SEEDS, CANVAS)
+    made = compiled.denoise_canvas(*model.flat, cache, settings, SEEDS, CANVAS)
     found = made.logprobs
     wanted = -np.sort(-last)[..., :MOST_LOGPROBS]
     # Two programs, and the roundings of each step reach the next one through self-conditioning.

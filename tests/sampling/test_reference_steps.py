@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flax import nnx
 from golden import checking, reading
 from golden.reading import RecordedDraws
 
@@ -32,11 +31,11 @@ def test_generate_returns_the_sequences_of_the_reference(name: str, case: str, m
     model, golden = reading.model(name, backend=BACKENDS.get(name)), reading.case(name, "sampling", case)
     config = reading.generation(golden)
 
-    def replay(graphdef: Any, params: nnx.State, cache: Any, settings: Settings, seed: Any, index: Any) -> Any:
+    def replay(structure: Any, numbers: Any, cache: Any, settings: Settings, seed: Any, index: Any) -> Any:
         draws = RecordedDraws.of(golden, int(index[0]))
         state = reading.first_state(model, settings, draws)
         while not np.asarray(state.done_B).all():
-            state = compiled.denoise_step(graphdef, params, cache, state, settings, draws)
+            state = compiled.denoise_step(structure, numbers, cache, state, settings, draws)
         return compiled.Denoised(state.argmax_BL, state.step_B)
 
     monkeypatch.setattr(compiled, "denoise_canvas", replay)
