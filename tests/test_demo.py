@@ -20,7 +20,7 @@ from serve.handlers import WORKER
 
 NAME = "google/diffusiongemma-26b-a4b-it"
 EACH = 2
-ACCEPTED = 0.7  # of all skills together; the card has the share of each
+ACCEPTED = 0.8  # of all skills together; the card has the share of each
 PLAIN = {"chat_template_kwargs": {"thinking": False}}
 
 

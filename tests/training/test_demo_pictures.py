@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dgemma_jax.training.demo import picture_wordings, pictures, videos
+from dgemma_jax.training.demo import picture_talk, picture_wordings, pictures, videos
 from dgemma_jax.training.demo.example import Clip, Example, Split
 from dgemma_jax.training.demo.pictures import Sight, pairs
 from dgemma_jax.training.demo.scenes import (
@@ -282,3 +282,39 @@ def test_every_question_is_put_in_many_ways_and_filled() -> None:
     questions = [sight.question for family in SIGHTS for sight in sights(family, 100)]
     assert not [question for question in questions if "{" in question or "}" in question]
     assert any("color " in question for question in questions)
+
+
+def talked(split: Split) -> list[tuple[Example, list[tuple[str, str, str]]]]:
+    """Conversations about one picture, each with its answers as family, colour and kind."""
+    rng, found = Random(8), []
+    for _ in range(200):
+        example = picture_talk.draw(rng, split, rng.random() < 0.5)
+        answers = [message["content"] for message in example.messages if message["role"] == "assistant"]
+        colours = [re.fullmatch(r"The (\w+) is (\w+)\.", answer) for answer in answers]
+        kinds = [re.fullmatch(r"The (\w+) shape is an? (\w+)\.", answer) for answer in answers]
+        pairs = zip(colours, kinds, strict=True)
+        told = [(pictures.COLOUR, c[2], c[1]) if c else (pictures.SHAPE, k[1], k[2]) for c, k in pairs if c or k]
+        assert len(told) == len(answers) in (2, 3, 4)
+        found.append((example, told))
+    return found
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_talk_asks_once_about_each_shape_of_its_picture_and_is_told_what_is_there(split: Split) -> None:
+    for example, told in talked(split):
+        (image,) = frames(example)
+        colours, kinds = ([pair[at] for pair in told] for at in (1, 2))
+        assert len(set(colours)) == len(set(kinds)) == len(told)
+        away = [np.abs(np.asarray(image, int) - PALETTE[colour]).max(-1) for colour in colours]
+        assert all((away_HW < 32).sum() > 30 for away_HW in away), "every colour is there"
+        asked = [message["content"] for message in example.messages if message["role"] == "user"]
+        texts = [parts if isinstance(parts, str) else parts[-1]["text"] for parts in asked]
+        for text, (family, colour, kind) in zip(texts, told, strict=True):
+            assert (kind if family == pictures.COLOUR else colour) in text.lower()
+            assert (colour if family == pictures.COLOUR else kind) not in text.lower()
+
+
+def test_a_talk_never_shows_what_the_single_questions_keep_for_their_tests() -> None:
+    kept = {*pairs(pictures.COLOUR, "test"), *pairs(pictures.SHAPE, "test")}
+    assert not [told for _, talk in talked("train") for told in talk if told[1:] in kept]
+    assert all(talk[-1][1:] in pairs(talk[-1][0], "test") for _, talk in talked("test"))

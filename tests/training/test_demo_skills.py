@@ -224,9 +224,9 @@ def test_letters_are_neighbours_in_the_alphabet() -> None:
         assert len(set(span)) == len(span)
 
 
-def test_most_lists_are_longer_than_a_canvas() -> None:
+def test_most_lists_of_the_test_are_longer_than_a_canvas() -> None:
     """A digit is a token, so are a space before a digit and a letter with its space."""
-    answers = [answer(example) for example in drawn(lists, "train", 1000)]
+    answers = [answer(example) for example in drawn(lists, "test", 1000)]
     assert sum(len(re.findall(r"\d|[ \n](?=\d)|\w+|[,.=]", text)) > 32 for text in answers) > 600
 
 

@@ -4,7 +4,9 @@ The test counts between pairs of numbers, and names spans of letters and multipl
 where there is too little to choose from (tables, days, months), it asks in wordings that training never uses.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 from string import ascii_uppercase as alphabet
 
@@ -20,6 +22,8 @@ STEPS[10] = (" by tens", " in tens", " in steps of 10")
 THOUGHT_STEPS = {1: "", 2: " by twos", 5: " by fives", 10: " by tens"}
 LAST = {1: 60, 2: 100, 5: 100, 10: 100}
 FEWEST, MOST = 12, 45
+SHORT = 0.4
+"""How often training counts less far than the test: a few tokens say as much about where to stop."""
 
 REQUESTS = ("{}.", "{}.", "{}.", "{} for me.", "Can you {}?", "Can you {} for me?", "Try to {}.", "Let us {}.")
 LISTING = ("list", "list", "write", "write down", "give me", "show me", "tell me", "say", "name")
@@ -89,9 +93,20 @@ def _span(rng: Random, step: int) -> tuple[int, int]:
     return low, low + step * (count - 1)
 
 
-def _counting(rng: Random) -> Task:
+def _short_span(rng: Random, step: int) -> tuple[int, int]:
+    """As `_span`, with three to eleven numbers: for as much training, more of where to stop."""
+    count = rng.randint(3, FEWEST - 1)
+    if step > 2:  # from a multiple to a multiple
+        count = min(count, LAST[step] // step - 1)
+        low = step * rng.randint(1, LAST[step] // step - count + 1)
+    else:
+        low = rng.randrange(1, LAST[step] - step * (count - 1) + 1)
+    return low, low + step * (count - 1)
+
+
+def _counting(rng: Random, draw_span: Callable[[Random, int], tuple[int, int]] = _span) -> Task:
     step = rng.choices((1, 2, 5, 10), weights=(75, 12, 8, 5))[0]
-    low, high = _span(rng, step)
+    low, high = draw_span(rng, step)
     down = rng.random() < 0.3
     a, b = (high, low) if down else (low, high)
     orders = COUNT_DOWN if down else FROM_STEP if low == step else COUNT_UP
@@ -150,5 +165,7 @@ def _named(rng: Random) -> Task:
 def draw(rng: Random, split: Split, thinking: bool) -> Example:
     """A list in its one plain form: numbers and letters with spaces between, tables line by line."""
     (kind,) = rng.choices((_counting, _letters, _table, _multiples, _named), weights=(52, 14, 20, 6, 8))
+    if kind is _counting and split == "train" and rng.random() < SHORT:
+        kind = partial(_counting, draw_span=_short_span)
     task = draw_split(rng, split, kind, lambda task: task.key)
     return ask(FAMILY, task.question, task.answer, task.thought if thinking else None)

@@ -43,9 +43,10 @@ BUCKETS = (
     Bucket(80, 1, 32, images=1),
     Bucket(96, 1, 26, images=1),
     Bucket(136, 1, 16, images=1),
+    Bucket(184, 1, 12, images=1),
     Bucket(288, 3, 6, images=1),
-    Bucket(112, 1, 20, images=2),
-    Bucket(168, 1, 14, images=4),
+    Bucket(120, 1, 20, images=2),
+    Bucket(176, 1, 14, images=4),
 )
 """About as many tokens, clean and noisy, in a batch of each shape."""
 COPIES = 2
