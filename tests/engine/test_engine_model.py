@@ -73,6 +73,23 @@ def plain(answers: list[Answer]) -> list[Answer]:
     return [dataclasses.replace(answer, cached_tokens=0) for answer in answers]
 
 
+def test_prompts_read_together_are_answered_as_alone_also_where_the_store_has_one(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shorts = [Request(tokens=tuple(range(6, 6 + n)), max_new_tokens=12, seed=n) for n in (5, 9, 12)]
+    engine, passes = Engine(model, slots=4), []
+    read = engine._device.read_together
+    monkeypatch.setattr(engine._device, "read_together", lambda plans: passes.append(len(plans)) or read(plans))
+    for wave in (shorts[:1], shorts):
+        answers = {engine.submit(one): Answer() for one in wave}
+        for id, event in engine.run():
+            answers[id] = answers[id].after(event)
+    engine.close()
+    assert passes == [3]
+    assert [answer.cached_tokens for answer in answers.values()] == [5, 0, 0]
+    assert plain(list(answers.values())) == [alone(model, one) for one in shorts]
+
+
 def test_the_engine_answers_as_the_plain_path_does(model: Model) -> None:
     wanted = requests(12, seed=1)
     expected = [alone(model, one) for one in wanted]

@@ -54,8 +54,8 @@ def demo_config(tokenizer: Tokenizer) -> ModelConfig:
 def demo_generation(tokenizer: Tokenizer) -> GenerationConfig:
     """The published sampler settings but for two, and the demo tokenizer's end tokens.
 
-    A tighter entropy bound (0.1 is published) and a little more heat at the end (0.4) cost half a step a canvas, and
-    answers that must agree in many places (calls, JSON, lists) are right five to ten times in a hundred more often.
+    A tighter entropy bound (0.1 is published) and a little more heat at the end (0.4) cost one or two steps a canvas,
+    and answers that must agree in many places (calls, JSON, lists) are right five to eleven times in a hundred more.
     """
     ends = ("<eos>", "<turn|>", "<|tool_response>")
     return GenerationConfig(

@@ -10,7 +10,7 @@ from random import Random
 from dgemma_jax.training.demo import picture_wordings as say
 from dgemma_jax.training.demo.example import Example, Message, Split, assistant, user
 from dgemma_jax.training.demo.picture_wordings import phrase
-from dgemma_jax.training.demo.pictures import COLOUR, SHAPE, Pair, one, pairs
+from dgemma_jax.training.demo.pictures import COLOUR, SHAPE, Pair, differs, one, pairs
 from dgemma_jax.training.demo.scenes import KINDS, draw_scene
 
 FAMILY = "image_talk"
@@ -22,25 +22,21 @@ def draw(rng: Random, split: Split, thinking: bool) -> Example:
     last = rng.choice(pairs(about[-1], split) if split == "test" else _shown())
     shown = [last]
     while len(shown) < len(about):
-        shown.append(rng.choice([other for other in _shown() if _differs(other, shown)]))
-    scene = draw_scene(rng, rng.sample(shown, k=len(shown)))
+        shown.append(rng.choice([other for other in _shown() if differs(other, shown)]))
+    picture = draw_scene(rng, rng.sample(shown, k=len(shown))).render()
     messages: list[Message] = []
     for family, pair in zip(about, reversed(shown), strict=True):
         question, answer = _turn(rng, family, pair)
-        messages += [user(question, [] if messages else [scene.render()]), assistant(answer)]
+        messages += [user(question, [] if messages else [picture]), assistant(answer)]
     if thinking:
         name, kind = last
         messages[-1]["reasoning"] = f"I see {one(name)} {kind}."
-    return Example(family=FAMILY, messages=messages, media=(scene.render(),), thinking=thinking)
+    return Example(family=FAMILY, messages=messages, media=(picture,), thinking=thinking)
 
 
 def _shown() -> list[Pair]:
     """The pairs that neither family keeps for its test."""
     return [pair for pair in pairs(COLOUR, "train") if pair in pairs(SHAPE, "train")]
-
-
-def _differs(other: Pair, shown: list[Pair]) -> bool:
-    return all(other[0] != colour and other[1] != kind for colour, kind in shown)
 
 
 def _turn(rng: Random, family: str, pair: Pair) -> tuple[str, str]:

@@ -56,7 +56,12 @@ def companion(rng: Random, family: str, fits: Callable[[Pair], bool]) -> Pair:
 
 def unlike(rng: Random, family: str, *shown: Pair) -> Pair:
     """A companion of another colour and another kind than all that are shown."""
-    return companion(rng, family, lambda other: all(other[0] != name and other[1] != kind for name, kind in shown))
+    return companion(rng, family, lambda other: differs(other, shown))
+
+
+def differs(other: Pair, shown: Sequence[Pair]) -> bool:
+    """Whether its colour and its kind are those of none that is shown."""
+    return all(other[0] != name and other[1] != kind for name, kind in shown)
 
 
 def crowd(rng: Random, family: str, asked: Pair, split: Split, alone: float) -> list[Pair]:
