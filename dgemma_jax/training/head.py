@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from dgemma_jax.model.slices import MOST_LOGITS, sliced
 from dgemma_jax.model.text import TextModel
-from dgemma_jax.sampling.head import soft_embedding
+from dgemma_jax.sampling.head import draw, soft_embedding
 
 
 def token_losses(text: TextModel, x_BTD: jax.Array, target_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -31,3 +31,14 @@ def soft_embeddings(text: TextModel, x_BTD: jax.Array) -> jax.Array:
         most=MOST_LOGITS,
         remat=True,
     )
+
+
+def drawn_tokens(text: TextModel, x_BTD: jax.Array, uniform_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A token drawn from each prediction, at temperature 1, and the prediction's entropy in nats: [B, T] both."""
+
+    def drawn(x_BSD: jax.Array, uniform_BS: jax.Array) -> tuple[jax.Array, jax.Array]:
+        log_BSV = jax.nn.log_softmax(text.logits(x_BSD), axis=-1)
+        probability_BSV = jnp.exp(log_BSV)
+        return draw(probability_BSV, uniform_BS), -jnp.sum(probability_BSV * log_BSV, axis=-1)
+
+    return sliced(drawn, text.config.vocab_size, x_BTD, uniform_BT, most=MOST_LOGITS)

@@ -4,12 +4,14 @@
     noisy canvases, over those keys -> decoder pass -> cross-entropy with the clean canvas
 
 Gradients flow through the keys into the encoder pass. Half of the examples are conditioned on a first, gradient-
-free prediction of the same canvases, as in generation; for the other half the soft embedding is zero.
+free prediction of the same canvases, as in generation; for the other half the soft embedding is zero. Beyond the
+published recipe, some of that half may be canvases that went through a step of the sampler first (`own`).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import jax
@@ -21,8 +23,13 @@ from dgemma_jax.model.diffusion_gemma import DiffusionGemma
 from dgemma_jax.model.masks import block_diffusion_masks
 from dgemma_jax.model.router import Routing
 from dgemma_jax.model.text import Masks, TextOutput
+from dgemma_jax.sampling.accept import accept
 from dgemma_jax.training.corruption import corrupt, noise_levels
-from dgemma_jax.training.head import soft_embeddings, token_losses
+from dgemma_jax.training.head import drawn_tokens, soft_embeddings, token_losses
+
+OWN_BOUNDS = (0.003, 10.0)
+"""Entropy bounds in nats, drawn evenly by their logarithm, of the sampler's step that makes a canvas the model's own:
+from a sampler that keeps almost nothing but certainties to one that keeps most of a wrong answer."""
 
 
 class Pictures(NamedTuple):
@@ -54,6 +61,9 @@ class Batch(NamedTuple):
 class Objective:
     """Weights and switches. `blocks`: canvases of the longest answer in the batch. `copies`: noise copies of each.
 
+    `own`: of the canvases that are conditioned on a first prediction, the share whose tokens come from it as well: its
+    surest are drawn, the others random, as one step of the sampler leaves them. Uniform noise never shows the model
+    the mistakes that it makes itself, such as the end of a word twice; these do. The published recipe has none.
     `remat` computes each layer again in the backward pass instead of keeping what is inside it.
     """
 
@@ -64,6 +74,7 @@ class Objective:
     prompt_weight: float = 0.3
     fill_weight: float = 1.0
     balance_weight: float = 0.0
+    own: float = 0.0
     remat: bool = False
 
 
@@ -90,8 +101,9 @@ def loss(model: DiffusionGemma, batch: Batch, key: jax.Array, objective: Objecti
     position_BS = jnp.broadcast_to(jnp.arange(S)[None], (B, S))
     clean = model.read(batch.tokens_BS, position_BS, None, _soft_tokens(model, batch), remat=objective.remat)
     next_token = _next_token_loss(model, clean.x_BTD, batch, objective)
-    canvases = _noisy_canvases(model, batch, key, objective)
-    output = _denoise(model, clean.key_values, canvases, objective)
+    keys = jax.random.split(key, 3)
+    canvases = _noisy_canvases(model, batch, keys[:2], objective)
+    output = _denoise(model, clean.key_values, canvases, keys[2], objective)
     nll_BR, right_BR = token_losses(model.text, output.x_BTD, canvases.target_BR)
     denoising = _mean(nll_BR, canvases.weight_BR)
     balance = _balance(clean.routings + output.routings)
@@ -123,13 +135,12 @@ class _Canvases(NamedTuple):
     masks: dict[LayerType, Masks]
 
 
-def _noisy_canvases(model: DiffusionGemma, batch: Batch, key: jax.Array, objective: Objective) -> _Canvases:
+def _noisy_canvases(model: DiffusionGemma, batch: Batch, keys: jax.Array, objective: Objective) -> _Canvases:
     B, S = batch.tokens_BS.shape
     L, text = model.config.canvas_length, model.config.text
     block_R, copy_R = canvas_layout(objective.blocks, objective.copies, L)
     position_BR = batch.prefix_B[:, None] + (block_R * L + jnp.arange(len(block_R)) % L)[None]
     target_BR = jnp.take_along_axis(batch.tokens_BS, jnp.minimum(position_BR, S - 1), axis=1)
-    keys = jax.random.split(key)
     t_BR = jnp.repeat(noise_levels(keys[0], (B, objective.blocks * objective.copies), objective.t_min), L, axis=1)
     return _Canvases(
         corrupt(keys[1], target_BR, t_BR, text.vocab_size),
@@ -141,15 +152,43 @@ def _noisy_canvases(model: DiffusionGemma, batch: Batch, key: jax.Array, objecti
 
 
 def _denoise(
-    model: DiffusionGemma, key_values: tuple[KeyValue, ...], canvases: _Canvases, objective: Objective
+    model: DiffusionGemma,
+    key_values: tuple[KeyValue, ...],
+    canvases: _Canvases,
+    key: jax.Array,
+    objective: Objective,
 ) -> TextOutput:
     """The decoder pass; every second row is conditioned on a first pass of its own."""
     past, half = _every_second((key_values, canvases))
     first = _decode(model, past, half, None, objective)
     soft_HRD = jax.lax.stop_gradient(soft_embeddings(model.text, first.x_BTD))
-    # Pairs of rows stay neighbours, so that each device of a data-parallel run has both of them.
-    soft_BRD = jnp.stack([soft_HRD, jnp.zeros_like(soft_HRD)], axis=1).reshape(-1, *soft_HRD.shape[1:])
+    soft_BRD = _alternate(soft_HRD, jnp.zeros_like(soft_HRD))
+    if objective.own:
+        own_HR = own_canvases(model, first.x_BTD, half.noisy_BR, key, objective.own)
+        canvases = canvases._replace(noisy_BR=_alternate(own_HR, canvases.noisy_BR[1::2]))
     return _decode(model, key_values, canvases, soft_BRD, objective)
+
+
+def _alternate(even: jax.Array, odd: jax.Array) -> jax.Array:
+    """Rows of both by turns. Neighbours stay so: each device of a data-parallel run has both of a pair."""
+    return jnp.stack([even, odd], axis=1).reshape(-1, *even.shape[1:])
+
+
+def own_canvases(
+    model: DiffusionGemma, x_HRD: jax.Array, noisy_HR: jax.Array, key: jax.Array, share: float
+) -> jax.Array:
+    """A share of the canvases as one step of the sampler leaves them, given what it was predicted of; the others."""
+    H, L = len(noisy_HR), model.config.canvas_length
+    keys = jax.random.split(key, 4)
+    drawn_HR, entropy_HR = drawn_tokens(model.text, x_HRD, jax.random.uniform(keys[0], noisy_HR.shape))
+    entropy_CL = entropy_HR.reshape(-1, L)
+    low, high = (math.log(bound) for bound in OWN_BOUNDS)
+    bound_C = jnp.exp(jax.random.uniform(keys[1], len(entropy_CL), minval=low, maxval=high))
+    kept_HR = accept(entropy_CL, bound_C).reshape(H, -1)
+    random_HR = jax.random.randint(keys[2], noisy_HR.shape, 0, model.config.text.vocab_size, noisy_HR.dtype)
+    own_C = jax.random.uniform(keys[3], len(entropy_CL)) < share
+    own_HR = jnp.repeat(own_C, L).reshape(H, -1)
+    return jnp.where(own_HR, jnp.where(kept_HR, drawn_HR, random_HR), noisy_HR)
 
 
 def _every_second(tree: tuple) -> tuple:

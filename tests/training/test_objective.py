@@ -14,8 +14,9 @@ from dgemma_jax.config import FULL, SLIDING, ModelConfig, TextConfig
 from dgemma_jax.model.diffusion_gemma import DiffusionGemma
 from dgemma_jax.model.masks import block_diffusion_masks
 from dgemma_jax.training import head
+from dgemma_jax.training import objective as objective_module
 from dgemma_jax.training.corruption import corrupt, noise_levels
-from dgemma_jax.training.objective import Objective, canvas_layout, loss
+from dgemma_jax.training.objective import Objective, canvas_layout, loss, own_canvases
 from dgemma_jax.training.rows import BatchStream, Bucket, Position, Row, stack
 
 CANVAS, BLOCKS, PREFIX, VOCABULARY = 4, 3, 9, 50
@@ -177,6 +178,46 @@ def test_corruption_replaces_the_asked_share_by_any_token() -> None:
     assert abs((noisy != 7).mean() - 0.3 * (1 - 1 / VOCABULARY)) < 0.02
     assert set(np.unique(noisy)) == set(range(VOCABULARY))
     np.testing.assert_array_equal(corrupt(jax.random.key(0), clean, jnp.zeros((100, 100)), VOCABULARY), clean)
+
+
+def left_by_a_step(model: DiffusionGemma, noisy: jax.Array, share: float = 1.0) -> tuple[np.ndarray, ...]:
+    """Canvases of the model's own making, and drawn tokens and entropies of the prediction that they were made of."""
+    x_BRD = jax.random.normal(jax.random.key(6), (*noisy.shape, CONFIG.text.hidden_size))
+    own = own_canvases(model, x_BRD, noisy, jax.random.key(7), share)
+    uniform = jax.random.uniform(jax.random.split(jax.random.key(7), 4)[0], noisy.shape)
+    drawn, entropy = head.drawn_tokens(model.text, x_BRD, uniform)
+    return tuple(np.asarray(x).reshape(-1, CANVAS) for x in (own, noisy, drawn, entropy))
+
+
+def test_a_bound_that_keeps_all_makes_a_canvas_of_drawn_tokens(model, noisy, monkeypatch) -> None:
+    monkeypatch.setattr(objective_module, "OWN_BOUNDS", (1e6, 1e7))
+    own, _, drawn, _ = left_by_a_step(model, noisy)
+    np.testing.assert_array_equal(own, drawn)
+
+
+def test_a_tight_bound_keeps_the_surest_drawn_token_and_makes_the_others_random(model, noisy, monkeypatch) -> None:
+    monkeypatch.setattr(objective_module, "OWN_BOUNDS", (1e-9, 1e-8))
+    own, before, drawn, entropy = left_by_a_step(model, noisy)
+    kept = np.arange(CANVAS) == entropy.argmin(axis=1)[:, None]
+    np.testing.assert_array_equal(own[kept], drawn[kept])
+    for others in (drawn, before):
+        assert (own[~kept] == others[~kept]).mean() < 0.2
+
+
+def test_only_the_asked_share_of_canvases_is_the_models_own(model, monkeypatch) -> None:
+    monkeypatch.setattr(objective_module, "OWN_BOUNDS", (1e6, 1e7))
+    noisy = jnp.asarray(np.random.default_rng(4).integers(0, VOCABULARY, (40, 10 * CANVAS)), jnp.int32)
+    own, before, drawn, _ = left_by_a_step(model, noisy, share=0.3)
+    is_own, as_before = (own == drawn).all(1), (own == before).all(1)
+    assert (is_own | as_before).all()
+    assert abs(is_own.mean() - 0.3) < 0.1
+
+
+def test_canvases_of_its_own_change_what_is_denoised_and_not_what_is_read(model) -> None:
+    batch, key = stack(rows(), 16, CONFIG, 1), jax.random.key(3)
+    published, own = (jitted_loss(model, batch, key, Objective(blocks=2, own=share))[1] for share in (0.0, 1.0))
+    assert published.denoising != own.denoising
+    assert published.next_token == own.next_token
 
 
 def test_rows_are_filled_to_whole_canvases_and_never_cut() -> None:

@@ -49,7 +49,7 @@ BUCKETS = (
     Bucket(176, 1, 14, images=4),
 )
 """About as many tokens, clean and noisy, in a batch of each shape."""
-COPIES = 2
+COPIES, OWN = 2, 0.6
 LOG_EVERY = 20
 SAVE_SECONDS = 120.0
 """Between two saves. What is learned does not depend on when a run was saved."""
@@ -182,4 +182,4 @@ class DemoRun:
 
 
 def _objective(bucket: Bucket) -> Objective:
-    return Objective(blocks=bucket.blocks, copies=COPIES, fill_weight=0.3, balance_weight=0.003)
+    return Objective(blocks=bucket.blocks, copies=COPIES, fill_weight=0.3, balance_weight=0.003, own=OWN)
