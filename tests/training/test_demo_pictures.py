@@ -284,12 +284,19 @@ def test_every_question_is_put_in_many_ways_and_filled() -> None:
     assert any("color " in question for question in questions)
 
 
+def talks(split: Split) -> list[tuple[Example, list[str]]]:
+    """Conversations about one picture with their answers."""
+    rng = Random(8)
+    found = [picture_talk.draw(rng, split, rng.random() < 0.5) for _ in range(400)]
+    return [(each, [m["content"] for m in each.messages if m["role"] == "assistant"]) for each in found]
+
+
 def talked(split: Split) -> list[tuple[Example, list[tuple[str, str, str]]]]:
-    """Conversations about one picture, each with its answers as family, colour and kind."""
-    rng, found = Random(8), []
-    for _ in range(200):
-        example = picture_talk.draw(rng, split, rng.random() < 0.5)
-        answers = [message["content"] for message in example.messages if message["role"] == "assistant"]
+    """Conversations about which is which in a picture, each with its answers as family, colour and kind."""
+    found = []
+    for example, answers in talks(split):
+        if answers[0].startswith("There"):
+            continue
         colours = [re.fullmatch(r"The (\w+) is (\w+)\.", answer) for answer in answers]
         kinds = [re.fullmatch(r"The (\w+) shape is an? (\w+)\.", answer) for answer in answers]
         pairs = zip(colours, kinds, strict=True)
@@ -312,6 +319,18 @@ def test_a_talk_asks_once_about_each_shape_of_its_picture_and_is_told_what_is_th
         for text, (family, colour, kind) in zip(texts, told, strict=True):
             assert (kind if family == pictures.COLOUR else colour) in text.lower()
             assert (colour if family == pictures.COLOUR else kind) not in text.lower()
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_talk_about_numbers_says_how_many_there_are_of_each_kind_and_in_all(split: Split) -> None:
+    counted = [answers for _, answers in talks(split) if answers[0].startswith("There")]
+    assert len(counted) > 100
+    for answers in counted:
+        said = [re.fullmatch(r"There (is|are) (\d) (\w+?)(s?)\.", answer) for answer in answers]
+        numbers = {found[3]: int(found[2]) for found in said if found}
+        assert len(numbers) == len(answers) and all((found[2] == "1") == (found[1] == "is") for found in said if found)
+        total = numbers.pop("shape")
+        assert 2 <= total == sum(numbers.values()) <= 4
 
 
 def test_a_talk_never_shows_what_the_single_questions_keep_for_their_tests() -> None:

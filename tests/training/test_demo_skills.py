@@ -190,10 +190,9 @@ def test_counting_goes_from_the_first_to_the_last_number_in_even_steps() -> None
         assert found[-1] == named[-1]
         assert len(named) == 1 or found[0] == named[0]
         (step,) = {after - before for before, after in pairwise(found)}
-        said = re.search(r"twos|steps of 2|fives|steps of 5|tens|steps of 10", question(example))
-        assert abs(step) == {"twos": 2, "2": 2, "fives": 5, "5": 5, "tens": 10, "10": 10}.get(
-            said.group().split()[-1] if said else "", 1
-        )
+        said = re.search(r"twos|threes|fours|fives|tens|(?<=steps of )\d+", question(example))
+        written = {"twos": 2, "threes": 3, "fours": 4, "fives": 5, "tens": 10}
+        assert abs(step) == (1 if said is None else written.get(said.group()) or int(said.group()))
         assert len(named) == 2 or found[0] == step
         counted += 1
     assert counted > 200

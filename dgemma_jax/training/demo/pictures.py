@@ -129,13 +129,16 @@ def count(rng: Random, split: Split) -> Sight:
         shown = [asked] * rng.randint(1, 3)
         more = rng.randint(1, 4 - len(shown))
         shown += [companion(rng, COUNT, lambda other: other[1] != kind) for _ in range(more)]
-    thing, number = "shape", len(shown)
-    if rng.random() < 0.5:
-        thing, number = kind, sum(other == kind for _, other in shown)
-    question = phrase(rng, say.COUNT, things=f"{thing}s")
-    verb = "is" if number == 1 else "are"
+    question, answer, thought = how_many(rng, shown, kind if rng.random() < 0.5 else "shape")
+    return Sight((draw_scene(rng, shown),), question, answer, thought)
+
+
+def how_many(rng: Random, shown: Sequence[Pair], thing: str) -> tuple[str, str, str]:
+    """The question for the number of a kind, or of every "shape"; its answer and its thought."""
+    number = sum(thing in ("shape", kind) for _, kind in shown)
     found = some(number, thing)
-    return Sight((draw_scene(rng, shown),), question, f"There {verb} {found}.", f"I count {found}.")
+    verb = "is" if number == 1 else "are"
+    return phrase(rng, say.COUNT, things=f"{thing}s"), f"There {verb} {found}.", f"I count {found}."
 
 
 def place_spot(rng: Random, size: Size, place: str) -> Spot:
