@@ -192,6 +192,30 @@ def test_export_says_what_to_do_with_an_adapter(
     assert "holds a checkpoint already" in refused(capsys, train, "export", "--model", str(TINY), "--out", str(TINY))
 
 
+def test_export_writes_the_mean_of_checkpoints(tmp_path: Path, adapter: Path) -> None:
+    def export(out: str, *flags: str) -> dict[str, np.ndarray]:
+        assert train.main(["export", "--out", str(tmp_path / out), "--dtype", "float32", *flags]) == 0
+        files = TensorFiles.open(tmp_path / out)
+        return {name: np.array(files.read(name)) for name in files.names}
+
+    merged = export("merged", "--model", str(adapter), "--merge-lora")
+    two = ("--average-with", str(tmp_path / "merged"), "--average-with", str(tmp_path / "merged"))
+    mean = export("mean", "--model", str(TINY), *two)
+    assert any((merged[name] != x).any() for name, x in tensors().items())
+    for name, x in tensors().items():
+        np.testing.assert_allclose(mean[name], (x + 2 * merged[name]) / 3, rtol=1e-6, atol=1e-7)
+
+
+def test_export_averages_no_other_model_and_no_adapter(
+    tmp_path: Path, adapter: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ("--out", str(tmp_path / "out"))
+    other = refused(capsys, train, "export", "--model", str(TINY), "--average-with", str(DEMO), *out)
+    assert "describes another model" in other
+    both = ("--merge-lora", "--average-with", str(TINY))
+    assert "export one, then the other" in refused(capsys, train, "export", "--model", str(adapter), *both, *out)
+
+
 def test_eval_compares_answers_with_a_file_and_fails_below_the_least(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
