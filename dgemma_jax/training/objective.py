@@ -183,10 +183,10 @@ def own_canvases(
     drawn_HR, entropy_HR = drawn_tokens(model.text, x_HRD, jax.random.uniform(keys[0], noisy_HR.shape))
     entropy_CL = entropy_HR.reshape(-1, L)
     low, high = (math.log(bound) for bound in OWN_BOUNDS)
-    bound_C = jnp.exp(jax.random.uniform(keys[1], len(entropy_CL), minval=low, maxval=high))
+    bound_C = jnp.exp(jax.random.uniform(keys[1], entropy_CL.shape[:1], minval=low, maxval=high))
     kept_HR = accept(entropy_CL, bound_C).reshape(H, -1)
     random_HR = jax.random.randint(keys[2], noisy_HR.shape, 0, model.config.text.vocab_size, noisy_HR.dtype)
-    own_C = jax.random.uniform(keys[3], len(entropy_CL)) < share
+    own_C = jax.random.uniform(keys[3], entropy_CL.shape[:1]) < share
     own_HR = jnp.repeat(own_C, L).reshape(H, -1)
     return jnp.where(own_HR, jnp.where(kept_HR, drawn_HR, random_HR), noisy_HR)
 

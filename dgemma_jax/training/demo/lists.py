@@ -4,6 +4,7 @@ The test counts between pairs of numbers, and names spans of letters and multipl
 where there is too little to choose from (tables, days, months), it asks in wordings that training never uses.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from random import Random
@@ -171,10 +172,17 @@ def _named(rng: Random) -> Task:
     return Task(question, answer, thought, canonical(question))
 
 
+_SHORTER: dict[Callable[[Random], Task], Callable[[Random], Task]] = {
+    _counting: _short_counting,
+    _multiples: partial(_multiples, most=25),
+}
+
+
 def draw(rng: Random, split: Split, thinking: bool) -> Example:
     """A list in its one plain form: numbers and letters with spaces between, tables line by line."""
-    (kind,) = rng.choices((_counting, _letters, _table, _multiples, _named), weights=(52, 14, 20, 6, 8))
+    kinds: tuple[Callable[[Random], Task], ...] = (_counting, _letters, _table, _multiples, _named)
+    (kind,) = rng.choices(kinds, weights=(52, 14, 20, 6, 8))
     if split == "train" and rng.random() < SHORT:
-        kind = {_counting: _short_counting, _multiples: partial(_multiples, most=25)}.get(kind, kind)
+        kind = _SHORTER.get(kind, kind)
     task = draw_split(rng, split, kind, lambda task: task.key)
     return ask(FAMILY, task.question, task.answer, task.thought if thinking else None)
