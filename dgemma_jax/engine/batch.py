@@ -23,6 +23,7 @@ from dgemma_jax.pretrained import Model
 from dgemma_jax.sampling.denoise import State
 from dgemma_jax.sampling.logprobs import TokenLogprob, of_row
 from dgemma_jax.sampling.options import SamplingOptions
+from dgemma_jax.sampling.pins import FREE
 from dgemma_jax.sampling.settings import Settings
 from dgemma_jax.sampling.truncation import Truncation
 from dgemma_jax.sharding import fetch
@@ -45,6 +46,8 @@ class _Row:
     length: int
     """Tokens in the cache."""
     settings: Settings
+    pins_L: np.ndarray
+    """Tokens that its canvas is held to."""
     canvas: int = 0
     fresh: bool = True
 
@@ -66,7 +69,7 @@ class Batch:
         """Adds a request whose prompt is in a cache of one row, which is copied."""
         # Hidden states are always kept: they cost little, and one program serves those who ask for log-probabilities.
         settings = Settings.of(plan.generation, 1, SamplingOptions(logprobs=0))
-        row = _Row(id, plan, plan.length, jax.tree.map(np.asarray, settings))
+        row = _Row(id, plan, plan.length, jax.tree.map(np.asarray, settings), self._pins(()))
         self._shape([*self._rows, row])
         self.write(id, cache)
 
@@ -96,11 +99,29 @@ class Batch:
             for i, row in enumerate(self._rows)
         ]
 
-    def logprobs(self, id: int, tokens: int, likeliest: int) -> tuple[TokenLogprob, ...]:
-        """Of the latest prediction of a row, for its first tokens."""
+    def logprobs(self, id: int, canvas_L: np.ndarray, tokens: int, likeliest: int) -> tuple[TokenLogprob, ...]:
+        """Of a row's canvas by its latest prediction, for its first tokens."""
         assert self._state is not None
-        scored = programs.score(*self._model.flat, self._state, np.int32(self._index(id)))
+        canvas_BL = canvas_L[None].astype(np.int32)
+        scored = programs.score(*self._model.flat, self._state, np.int32(self._index(id)), canvas_BL)
         return of_row(fetch(scored), 0, tokens, likeliest)
+
+    def choose(self, id: int, position: int, allowed_V: np.ndarray) -> int:
+        """The likeliest of the allowed tokens at a position of a row's canvas, by its latest prediction."""
+        assert self._state is not None
+        place = np.int32(self._index(id)), np.int32(position)
+        return int(fetch(programs.choose(*self._model.flat, self._state, *place, allowed_V)))
+
+    def restart(self, id: int, pinned: Sequence[int]) -> None:
+        """Begins a row's canvas again, whose first tokens are these."""
+        row = self._rows[self._index(id)]
+        row.pins_L = self._pins(pinned)
+        row.fresh = self._changed = True
+
+    def _pins(self, first: Sequence[int]) -> np.ndarray:
+        pins_L = np.full(self._model.config.canvas_length, FREE, np.int32)
+        pins_L[: len(first)] = first
+        return pins_L
 
     def commit(self, id: int, canvas_L: np.ndarray) -> None:
         """Reads a finished canvas into its row's cache, causally, and starts the next one."""
@@ -111,7 +132,7 @@ class Batch:
         self.write(id, compiled.encode(*model.flat, one, tokens, count, None))
         row.length += len(canvas_L)
         row.canvas += 1
-        row.fresh = self._changed = True
+        self.restart(id, ())
 
     def copy(self, id: int) -> kv.Cache:
         """The row's cache by itself."""
@@ -165,7 +186,9 @@ class Batch:
             )
             truncation = Truncation.of([row.plan.request.options for row in padded])
             self._inputs = programs.Rows(
-                settings=dataclasses.replace(settings, truncation=truncation),
+                settings=dataclasses.replace(
+                    settings, truncation=truncation, pin_BL=jnp.asarray(np.stack([row.pins_L for row in padded]))
+                ),
                 seed_B2=jnp.asarray(np.concatenate([row.plan.seed_12 for row in padded])),
                 canvas_B=jnp.asarray([row.canvas for row in padded], jnp.int32),
                 fresh_B=jnp.asarray([row.fresh for row in padded]),

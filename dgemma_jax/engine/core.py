@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import logging
 import threading
@@ -13,9 +14,11 @@ from collections.abc import Callable
 from dgemma_jax.engine.batch import Canvas
 from dgemma_jax.engine.device import Device
 from dgemma_jax.engine.events import Draft, EngineDeadError, Event, Failed, Prefilled, QueueFullError, Request
+from dgemma_jax.engine.guide import Guide
 from dgemma_jax.engine.plan import Plan
 from dgemma_jax.engine.scheduler import Commit, Denoise, Read, Scheduler
 from dgemma_jax.generate import CanvasCommitted, Finished, cut
+from dgemma_jax.grammar import GrammarError
 from dgemma_jax.processes import LostProcessError
 
 logger = logging.getLogger(__name__)
@@ -31,6 +34,10 @@ class _Open:
     """The latest of its canvas: under way, or done and waiting for its commit. None before the first step."""
     due: int = 0
     """The step of its canvas after which the next draft is due; 0 without drafts and while the prompt is read."""
+    guide: Guide | None = None
+    """Of a request with a grammar."""
+    tried: int = 0
+    """Steps of its canvas that led to what the grammar does not allow."""
 
 
 class Core:
@@ -144,6 +151,7 @@ class Core:
                 canvas = self._open[id].canvas
                 assert canvas is not None
                 self._device.commit(id, canvas.tokens)
+                self._begin_canvas(id)
             case Denoise(most):
                 self._denoise(most)
 
@@ -195,8 +203,18 @@ class Core:
 
     def _start(self, id: int, prefilled: Prefilled) -> None:
         self._scheduler.read(id)
-        self._open[id].due = self._open[id].plan.request.draft_every
+        one = self._open[id]
+        one.due = one.plan.request.draft_every
+        if one.plan.request.grammar is not None:
+            one.guide = Guide(one.plan.request.grammar, one.plan.canvas_length, one.plan.generation.eos_token_ids)
         self._tell(id, prefilled)
+        self._begin_canvas(id)
+
+    def _begin_canvas(self, id: int) -> None:
+        one = self._open[id]
+        one.tried = 0
+        if one.guide is not None and (first := one.guide.begin()):
+            self._device.restart(id, first)
 
     def _denoise(self, most: int) -> None:
         dues = [one.due - self._step_of(one) for one in self._open.values() if one.due]
@@ -207,7 +225,7 @@ class Core:
                 self._end(canvas.id)
                 self._tell(canvas.id, Failed(ArithmeticError("the model's numbers are no longer finite")))
             elif canvas.done:
-                self._finish_canvas(one, canvas)
+                self._judge(one, canvas)
             elif one.due and canvas.step >= one.due:
                 one.due += one.plan.request.draft_every
                 self._tell(canvas.id, Draft(tuple(canvas.tokens.tolist()), canvas.step))
@@ -215,11 +233,33 @@ class Core:
     def _step_of(self, one: _Open) -> int:
         return 0 if one.canvas is None or one.canvas.done else one.canvas.step
 
-    def _finish_canvas(self, one: _Open, canvas: Canvas) -> None:
-        generation, options = one.plan.generation, one.plan.request.options
+    def _judge(self, one: _Open, canvas: Canvas) -> None:
+        """Lets a canvas that is done pass, or begins it again where a grammar wants it otherwise."""
+        generation = one.plan.generation
         room = generation.max_new_tokens - len(one.produced)
-        new = cut(canvas.tokens, room, generation.eos_token_ids)
-        scores = None if options.logprobs is None else self._device.logprobs(canvas.id, len(new), options.logprobs)
+        if one.guide is None:
+            self._finish_canvas(one, canvas, cut(canvas.tokens, room, generation.eos_token_ids))
+            return
+        try:
+            verdict = one.guide.judge(canvas.tokens, room, functools.partial(self._device.choose, canvas.id))
+        except GrammarError as error:
+            self._end(canvas.id)
+            self._tell(canvas.id, Failed(error))
+            return
+        if verdict.whole:
+            canvas.tokens[: len(verdict.tokens)] = verdict.tokens
+            one.canvas = canvas = canvas._replace(step=one.tried + canvas.step)
+            self._finish_canvas(one, canvas, verdict.tokens)
+        else:
+            one.tried += canvas.step
+            one.due = one.plan.request.draft_every
+            self._device.restart(canvas.id, verdict.tokens)
+
+    def _finish_canvas(self, one: _Open, canvas: Canvas, new: list[int]) -> None:
+        generation, options = one.plan.generation, one.plan.request.options
+        scores = None
+        if options.logprobs is not None:
+            scores = self._device.logprobs(canvas.id, canvas.tokens, len(new), options.logprobs)
         self._tell(canvas.id, CanvasCommitted(tuple(new), canvas.step, scores))
         one.produced += new
         one.canvases += 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -40,8 +40,14 @@ class Device(Protocol):
     def denoise(self, most: int) -> list[Canvas]:
         """Steps of all requests in the batch, at most so many, until one of their canvases is done."""
 
-    def logprobs(self, id: int, tokens: int, likeliest: int) -> tuple[TokenLogprob, ...]:
+    def logprobs(self, id: int, canvas_L: np.ndarray, tokens: int, likeliest: int) -> tuple[TokenLogprob, ...]:
         """Of the first tokens of a canvas that is done."""
+
+    def choose(self, id: int, position: int, allowed_V: np.ndarray) -> int:
+        """The likeliest of the allowed tokens at a position of a canvas that is done."""
+
+    def restart(self, id: int, pinned: Sequence[int]) -> None:
+        """Begins a canvas again, whose first tokens are these; they stay."""
 
     def commit(self, id: int, canvas_L: np.ndarray) -> None:
         """Reads a canvas that is done, and starts the next one."""
@@ -98,9 +104,17 @@ class ModelDevice:
         """As `Device.denoise`."""
         return self._batch.denoise(most)
 
-    def logprobs(self, id: int, tokens: int, likeliest: int) -> tuple[TokenLogprob, ...]:
+    def logprobs(self, id: int, canvas_L: np.ndarray, tokens: int, likeliest: int) -> tuple[TokenLogprob, ...]:
         """As `Device.logprobs`."""
-        return self._batch.logprobs(id, tokens, likeliest)
+        return self._batch.logprobs(id, canvas_L, tokens, likeliest)
+
+    def choose(self, id: int, position: int, allowed_V: np.ndarray) -> int:
+        """As `Device.choose`."""
+        return self._batch.choose(id, position, allowed_V)
+
+    def restart(self, id: int, pinned: Sequence[int]) -> None:
+        """As `Device.restart`."""
+        self._batch.restart(id, pinned)
 
     def commit(self, id: int, canvas_L: np.ndarray) -> None:
         """As `Device.commit`."""

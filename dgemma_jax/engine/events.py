@@ -8,6 +8,7 @@ import numpy as np
 
 from dgemma_jax.config import GenerationConfig
 from dgemma_jax.generate import CanvasCommitted, Finished
+from dgemma_jax.grammar import Grammar
 from dgemma_jax.sampling.options import PLAIN, SamplingOptions
 
 
@@ -17,6 +18,8 @@ class Request:
 
     tokens, patches, patch_positions: one prompt, as a row of `Model.prefill` and its images.
     generation: None as the checkpoint says. Of it, `max_new_tokens` is not read: the field here counts.
+    grammar: what the answer must be; None: whatever the model says. See `grammar.py`. The tokens that end an answer
+        must be those of its vocabulary.
     draft_every: a `Draft` after every so many denoising steps; 0 is never.
     timeout: seconds after which the request fails, waiting included; None is never.
     """
@@ -28,6 +31,7 @@ class Request:
     options: SamplingOptions = PLAIN
     patches: np.ndarray | None = dataclasses.field(default=None, compare=False, repr=False)
     patch_positions: np.ndarray | None = dataclasses.field(default=None, compare=False, repr=False)
+    grammar: Grammar | None = dataclasses.field(default=None, compare=False)
     draft_every: int = 0
     timeout: float | None = None
 

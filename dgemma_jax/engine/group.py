@@ -12,7 +12,7 @@ the same states, prefix store included. A device's results are wanted on process
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -37,8 +37,8 @@ class _Array(msgspec.Struct):
     data: bytes
 
     @classmethod
-    def of(cls, x: np.ndarray | None) -> _Array | None:
-        return None if x is None else cls(x.dtype.str, x.shape, np.ascontiguousarray(x).tobytes())
+    def of(cls, x: np.ndarray) -> _Array:
+        return cls(x.dtype.str, x.shape, np.ascontiguousarray(x).tobytes())
 
     def array(self) -> np.ndarray:
         return np.frombuffer(self.data, np.dtype(self.dtype)).reshape(self.shape)
@@ -83,8 +83,8 @@ class _Prompt(msgspec.Struct):
             seed=int(request.seed),
             generation=request.generation,
             options=request.options,
-            patches=_Array.of(request.patches),
-            patch_positions=_Array.of(request.patch_positions),
+            patches=None if request.patches is None else _Array.of(request.patches),
+            patch_positions=None if request.patch_positions is None else _Array.of(request.patch_positions),
         )
 
     def request(self) -> Request:
@@ -105,8 +105,20 @@ class _Denoise(msgspec.Struct, tag=True):
 
 class _Logprobs(msgspec.Struct, tag=True):
     id: int
+    canvas: _Array
     tokens: int
     likeliest: int
+
+
+class _Choose(msgspec.Struct, tag=True):
+    id: int
+    position: int
+    allowed: _Array
+
+
+class _Restart(msgspec.Struct, tag=True):
+    id: int
+    pinned: tuple[int, ...]
 
 
 class _Commit(msgspec.Struct, tag=True):
@@ -126,7 +138,7 @@ class _End(msgspec.Struct, tag=True):
     pass
 
 
-_Word = _Begin | _Read | _ReadTogether | _Denoise | _Logprobs | _Commit | _Leave | _WarmUp | _End
+_Word = _Begin | _Read | _ReadTogether | _Denoise | _Logprobs | _Choose | _Restart | _Commit | _Leave | _WarmUp | _End
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(_Word).decode
 
@@ -162,15 +174,23 @@ class Leader:
         """As `Device.denoise`."""
         return self._all(_Denoise(most), lambda: self._device.denoise(most))
 
-    def logprobs(self, id: int, tokens: int, likeliest: int) -> tuple[TokenLogprob, ...]:
+    def logprobs(self, id: int, canvas_L: np.ndarray, tokens: int, likeliest: int) -> tuple[TokenLogprob, ...]:
         """As `Device.logprobs`."""
-        return self._all(_Logprobs(id, tokens, likeliest), lambda: self._device.logprobs(id, tokens, likeliest))
+        word = _Logprobs(id, _Array.of(canvas_L), tokens, likeliest)
+        return self._all(word, lambda: self._device.logprobs(id, canvas_L, tokens, likeliest))
+
+    def choose(self, id: int, position: int, allowed_V: np.ndarray) -> int:
+        """As `Device.choose`."""
+        word = _Choose(id, position, _Array.of(allowed_V))
+        return self._all(word, lambda: self._device.choose(id, position, allowed_V))
+
+    def restart(self, id: int, pinned: Sequence[int]) -> None:
+        """As `Device.restart`."""
+        self._all(_Restart(id, tuple(pinned)), lambda: self._device.restart(id, pinned))
 
     def commit(self, id: int, canvas_L: np.ndarray) -> None:
         """As `Device.commit`."""
-        canvas = _Array.of(canvas_L)
-        assert canvas is not None
-        self._all(_Commit(id, canvas), lambda: self._device.commit(id, canvas_L))
+        self._all(_Commit(id, _Array.of(canvas_L)), lambda: self._device.commit(id, canvas_L))
 
     def leave(self, id: int) -> None:
         """As `Device.leave`."""
@@ -247,8 +267,12 @@ def _do(device: ModelDevice, plans: dict[int, Plan], word: _Word) -> None:
             device.read_together({id: plans[id] for id in prompts})
         case _Denoise(most):
             device.denoise(most)
-        case _Logprobs(id, tokens, likeliest):
-            device.logprobs(id, tokens, likeliest)
+        case _Logprobs(id, canvas, tokens, likeliest):
+            device.logprobs(id, canvas.array(), tokens, likeliest)
+        case _Choose(id, position, allowed):
+            device.choose(id, position, allowed.array())
+        case _Restart(id, pinned):
+            device.restart(id, pinned)
         case _Commit(id, canvas):
             device.commit(id, canvas.array())
         case _Leave(id):

@@ -18,7 +18,8 @@ Images = tuple[np.ndarray, np.ndarray]
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
     """keys_T: the prompt's tokens, those of images replaced by what the images are: equal keys, equal caches.
-    ends: where the passes over the prompt end. canvases: at most. longest: tokens in the cache at the very end.
+    ends: where the passes over the prompt end. canvases: of `canvas_length` tokens, at most.
+    longest: tokens in the cache at the very end.
     short: whether it may be read in one pass with others."""
 
     request: Request
@@ -29,6 +30,7 @@ class Plan:
     keys_T: np.ndarray
     ends: tuple[int, ...]
     seed_12: np.ndarray
+    canvas_length: int
     canvases: int
     longest: int
     short: bool
@@ -67,6 +69,7 @@ def plan(request: Request, config: ModelConfig, default: GenerationConfig, posit
         keys_T=_keys(tokens_1T[0], is_soft_1T[0], images),
         ends=tuple(end for _, end in spans),
         seed_12=check_seeds(request.seed, 1),
+        canvas_length=canvas,
         canvases=canvases,
         longest=length + canvases * canvas,
         short=images is None and len(spans) == 1 and length <= short_prompt(canvas),

@@ -192,8 +192,27 @@ def blank(structure: Structure, numbers: list[jax.Array], rows: Rows) -> loop.St
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def score(structure: Structure, numbers: list[jax.Array], state: loop.State, row: jax.Array) -> Logprobs:
-    """Log-probabilities of the canvas of one row."""
+def choose(
+    structure: Structure,
+    numbers: list[jax.Array],
+    state: loop.State,
+    row: jax.Array,
+    position: jax.Array,
+    allowed_V: jax.Array,
+) -> jax.Array:
+    """The likeliest of the allowed tokens at a position of a row's canvas, by its latest prediction."""
     one = row_of(state, row)
     assert one.x_BLD is not None, "the settings of every row keep the hidden states"
-    return logprobs(structure.model(numbers).text, one.x_BLD, one.argmax_BL)
+    text = structure.model(numbers).text
+    logits_BTV = text.logits(jax.lax.dynamic_slice_in_dim(one.x_BLD, position, 1, axis=1))
+    return jnp.argmax(jnp.where(allowed_V, pin(logits_BTV, text.mesh, "rows", "canvas", "tokens")[0, 0], -jnp.inf))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def score(
+    structure: Structure, numbers: list[jax.Array], state: loop.State, row: jax.Array, canvas_BL: jax.Array
+) -> Logprobs:
+    """Log-probabilities of a canvas of one row, by its latest prediction."""
+    one = row_of(state, row)
+    assert one.x_BLD is not None, "the settings of every row keep the hidden states"
+    return logprobs(structure.model(numbers).text, one.x_BLD, canvas_BL)

@@ -219,7 +219,8 @@ def _batch(device: ModelDevice, rows: int, capacity: int, length: int, options: 
         batch.join(joined, plan, model.empty_cache(1, capacity))
         joined += 1
     batch.denoise(0)
-    batch.logprobs(0, 1, 1)
+    batch.logprobs(0, np.zeros(model.config.canvas_length, np.int32), 1, 1)
+    batch.choose(0, 0, np.ones(model.config.text.vocab_size, bool))
     batch.write(0, batch.copy(0))
     for id in range(joined):
         batch.leave(id)

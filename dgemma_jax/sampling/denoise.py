@@ -18,6 +18,7 @@ from dgemma_jax.sampling.accept import accept
 from dgemma_jax.sampling.draws import Draws
 from dgemma_jax.sampling.head import Prediction
 from dgemma_jax.sampling.heads import head_of
+from dgemma_jax.sampling.pins import certain, hold
 from dgemma_jax.sampling.schedule import temperature
 from dgemma_jax.sampling.settings import Settings
 
@@ -41,7 +42,7 @@ class State:
 
 def start(model: DiffusionGemma, draws: Draws, settings: Settings) -> State:
     """A random canvas, nothing predicted yet."""
-    canvas_BL = draws.canvas()
+    canvas_BL = draws.canvas() if settings.pin_BL is None else hold(draws.canvas(), settings.pin_BL)
     rows, length = canvas_BL.shape
     embedding_VD = model.text.embedding_VD
     zeros_BLD = jnp.zeros((rows, length, embedding_VD.shape[1]), embedding_VD.dtype)
@@ -67,6 +68,8 @@ def step(model: DiffusionGemma, cache: Cache, state: State, settings: Settings, 
     goes_on_B = ~state.done_B & (state.step_B + 1 < settings.max_steps_B)
     head = head_of(model.text)
     prediction = head(model.text, x_BLD, heat_B, drawn.uniform_BL, settings.truncation, goes_on_B)
+    if settings.pin_BL is not None:
+        prediction = certain(model.text, prediction, settings.pin_BL)
     new = _advance(state, x_BLD, prediction, drawn.token_BL, settings)
     return jax.tree.map(lambda old, fresh: jnp.where(_like(state.done_B, fresh), old, fresh), state, new)
 

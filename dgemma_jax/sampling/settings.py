@@ -17,6 +17,8 @@ from dgemma_jax.sampling.truncation import Truncation
 class Settings:
     """See `GenerationConfig` and `SamplingOptions` for the meaning.
 
+    pin_BL: tokens that canvas positions are held to, -1 where the model decides; None decides all. See `pins.py`.
+
     The stability threshold fixes a shape and is the same for all rows. So is whether hidden states are kept for
     log-probabilities, and whether there is a truncation: what no row asks for is not in the program.
     """
@@ -29,6 +31,7 @@ class Settings:
     truncation: Truncation | None
     stability_threshold: int = dataclasses.field(metadata={"static": True})
     logprobs: bool = dataclasses.field(metadata={"static": True})
+    pin_BL: jax.Array | None = None
 
     @classmethod
     def of(cls, config: GenerationConfig, rows: int, options: SamplingOptions = PLAIN) -> Settings:

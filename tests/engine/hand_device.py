@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -142,8 +143,20 @@ class HandDevice:
         finite = not (row.plan.request.tokens[0] == UNLUCKY and row.step >= 2)
         return Canvas(id, np.asarray(row.canvas), row.step, row.done, finite)
 
-    def logprobs(self, id: int, tokens: int, likeliest: int) -> tuple[TokenLogprob, ...]:
+    def logprobs(self, id: int, canvas_L: np.ndarray, tokens: int, likeliest: int) -> tuple[TokenLogprob, ...]:
         raise AssertionError("nobody asked")
+
+    def choose(self, id: int, position: int, allowed_V: np.ndarray) -> int:
+        assert self.rows[id].done and 0 <= position < CONFIG.canvas_length
+        places = np.flatnonzero(allowed_V)
+        return int(places[position % len(places)])
+
+    def restart(self, id: int, pinned: Sequence[int]) -> None:
+        row = self.rows[id]
+        assert row.done or not row.step, "a canvas under way is left alone"
+        self.log.append(f"restart {id}")
+        row.start()
+        row.canvas[: len(pinned)] = pinned
 
     def commit(self, id: int, canvas_L: np.ndarray) -> None:
         row = self.rows[id]
