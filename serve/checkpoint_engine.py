@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -13,6 +14,7 @@ import jax
 import dgemma_jax
 from dgemma_jax.checkpoint.quantize import Kind
 from dgemma_jax.config_json import read_model_config
+from dgemma_jax.grammar import Vocabulary
 from dgemma_jax.media.error import MediaError
 from dgemma_jax.media.image import read_image, soft_token_budgets, to_patches
 from dgemma_jax.media.prompt import Film, Picture, expand
@@ -23,13 +25,16 @@ from dgemma_jax.prompt.template import ChatTemplate, TemplateError
 from dgemma_jax.prompt.template import PromptLengthError as TooLongError
 from dgemma_jax.prompt.tokenizer import AUDIO_TOKENS, MEDIA_TOKENS, Tokenizer
 from dgemma_jax.sharding import describe
-from serve.checkpoint_jobs import event_of, request_of
+from serve.checkpoint_jobs import event_of, lark_of, request_of
 from serve.checkpoint_text import CheckpointText
 from serve.dtype import choose_dtype
 from serve.engine import (
+    AnswerFormat,
     Call,
     Detail,
     Event,
+    FormatError,
+    Grammar,
     Job,
     MediaKind,
     Medium,
@@ -46,6 +51,8 @@ from serve.engine import (
 WarmUp = Literal["all", "chat"]
 """What is compiled ahead: everything, or not what only requests with images, `top_k` or `top_p` need."""
 
+_GRAMMARS = 64
+"""Answer formats that are kept ready: an agent asks for the same ones again and again."""
 _VIDEO = "<|video|>"
 _MODEL_TURN = "<|turn>model\n"
 _MOST_PIXELS = 2**26  # 67 million: decoding takes up to 600 MB
@@ -85,6 +92,8 @@ class CheckpointEngine:
             if _VIDEO in special:
                 self._places[special[_VIDEO]] = "video"
         self.media: frozenset[MediaKind] = frozenset(self._places.values())
+        vocabulary = Vocabulary(tokenizer, model.config.text.vocab_size, model.generation.eos_token_ids)
+        self._grammars = functools.lru_cache(maxsize=_GRAMMARS)(vocabulary.grammar)
         self.sampling = Sampling(
             max_steps=model.generation.max_denoising_steps,
             entropy_bound=model.generation.entropy_bound,
@@ -187,6 +196,16 @@ class CheckpointEngine:
         """As `Engine.expand`."""
         made = expand(prompt, cast("Sequence[Picture | Film]", media), self._model.config, self._tokenizer)
         return Prompt(tokens=tuple(made.tokens), patches=made.patches, patch_positions=made.patch_positions)
+
+    def grammar(self, format: AnswerFormat, prompt: Sequence[int], *, thinking: bool) -> Grammar:
+        """As `Engine.grammar`."""
+        opened = opens_thought(self._tokenizer, prompt)
+        try:
+            return self._grammars(lark_of(format, "is_open" if opened else "may_open" if thinking else "none"))
+        except ValueError as error:
+            raise FormatError(str(error)) from error
+        except RecursionError as error:
+            raise FormatError("the schema is nested too deeply") from error
 
     def room(self, prompt_tokens: int) -> int:
         """As `Engine.room`. Only whole canvases are written, so the room is a multiple of the canvas length."""

@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import cast
 
 import dgemma_jax
 from dgemma_jax.engine import Draft as DraftMade
 from dgemma_jax.engine import Event as EngineEvent
 from dgemma_jax.engine import Failed as JobFailed
 from dgemma_jax.engine import Prefilled as PromptRead
-from serve.engine import Canvas, Draft, Event, Failed, Finished, Job, Prefilled, Sampling, TokenLogprob
+from dgemma_jax.grammar import Grammar, GrammarError
+from dgemma_jax.prompt import answer_grammar
+from serve.engine import (
+    AnswerFormat,
+    Canvas,
+    Draft,
+    Event,
+    Failed,
+    Finished,
+    FormatError,
+    Job,
+    Prefilled,
+    Sampling,
+    TokenLogprob,
+)
 
 COLDEST = 1e-3
 """What temperature 0 means: this fraction of the checkpoint's temperatures. Exact zero would divide by zero."""
@@ -26,7 +41,21 @@ def request_of(job: Job, generation: dgemma_jax.GenerationConfig) -> dgemma_jax.
         patches=job.patches,
         patch_positions=job.patch_positions,
         draft_every=job.draft_every,
+        grammar=cast("Grammar | None", job.grammar),
     )
+
+
+def lark_of(format: AnswerFormat, thought: answer_grammar.Thought) -> str:
+    """The grammar of answers of the format. Raises ValueError for one that cannot be written."""
+    content = None
+    if format.schema is not None:
+        content = answer_grammar.json_schema(format.schema)
+    elif format.regex is not None:
+        content = answer_grammar.regex(format.regex)
+    elif format.choice:
+        content = answer_grammar.choice(format.choice)
+    calls = answer_grammar.calls(format.functions, format.most_calls) if format.functions else None
+    return answer_grammar.whole(content, calls, thought)
 
 
 def event_of(event: EngineEvent) -> Event:
@@ -41,6 +70,8 @@ def event_of(event: EngineEvent) -> Event:
             return Canvas(tokens, steps, scored if logprobs is not None else None)
         case dgemma_jax.Finished(reason):
             return Finished(reason)
+        case JobFailed(GrammarError() as error):
+            return Failed(FormatError(str(error)))
         case JobFailed(error):
             return Failed(error)
     raise AssertionError(f"an event of no kind: {event!r}")

@@ -18,11 +18,12 @@ _SAMPLING = (
     "min_tokens",
     "presence_penalty",
     "repetition_penalty",
-    "response_format",
     "service_tier",
     "stop_token_ids",
 )
 NEUTRAL: dict[str, tuple[Any, ...]] = {name: CHAT_NEUTRAL[name] for name in _SAMPLING if name in CHAT_NEUTRAL} | {
+    "response_format": ({"type": "text"},),
+    "structured_outputs": (),
     "add_special_tokens": (True,),
     "best_of": (1,),
     "echo": (False,),

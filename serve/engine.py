@@ -33,12 +33,33 @@ class Sampling:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class AnswerFormat:
+    """What an answer must be, after its thought: text of one kind, calls of functions, or either where both are given.
+
+    schema: JSON text that fits it. regex: what matches it as a whole. choice: one of these texts.
+    functions: those that may be called, as OpenAI declares them; `most_calls`: 1, or None for any number.
+    param: the field of the request that asks for it.
+    """
+
+    param: str
+    schema: dict[str, Any] | None = None
+    regex: str | None = None
+    choice: tuple[str, ...] = ()
+    functions: tuple[dict[str, Any], ...] = ()
+    most_calls: int | None = None
+
+
+class Grammar(Protocol):
+    """An answer format that the engine can follow. Only the engine looks inside."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
     """One generation. `temperature` scales the sampler's own temperatures: 1 is as the checkpoint says.
 
     `sampling` is None where all of it is to be as the checkpoint says. `top_k`, `top_p` and `logprobs` are those of
     `dgemma_jax.SamplingOptions`. A prompt with images has their patches and places, as `dgemma_jax.Model.prefill`
-    takes them. `draft_every`: a `Draft` after every so many steps; 0 is never.
+    takes them. `draft_every`: a `Draft` after every so many steps; 0 is never. `grammar`: of `Engine.grammar`.
     """
 
     prompt: tuple[int, ...]
@@ -50,6 +71,7 @@ class Job:
     top_p: float = 1.0
     logprobs: int | None = None
     draft_every: int = 0
+    grammar: Grammar | None = dataclasses.field(default=None, compare=False, repr=False)
     patches: np.ndarray | None = dataclasses.field(default=None, compare=False, repr=False)
     patch_positions: np.ndarray | None = dataclasses.field(default=None, compare=False, repr=False)
 
@@ -177,6 +199,10 @@ class MediumError(ValueError):
     """An image or a video that cannot be read; the text says why."""
 
 
+class FormatError(ValueError):
+    """An answer format that cannot be held to: not understood, impossible or too large; the text says why."""
+
+
 class PromptError(ValueError):
     """Messages that the chat template refuses; the text says why, `param` names the field where that is known."""
 
@@ -265,6 +291,13 @@ class Engine(Protocol):
 
     def expand(self, prompt: Sequence[int], media: Sequence[Medium]) -> Prompt:
         """A rendered prompt with its media, in the order of the messages."""
+
+    def grammar(self, format: AnswerFormat, prompt: Sequence[int], *, thinking: bool) -> Grammar:
+        """What holds the reply to this prompt to the format. May take a second for a large one.
+
+        Raises:
+            FormatError: it cannot be held to. A job with it may still fail with one.
+        """
 
     def room(self, prompt_tokens: int) -> int:
         """How many new tokens fit after a prompt of this length; zero or less: the prompt does not fit."""

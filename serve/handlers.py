@@ -92,6 +92,7 @@ def _reply(app: web.Application, plan: translate.Plan) -> Reply:
         plan.stops,
         include_reasoning=plan.include_reasoning,
         most_calls=plan.most_calls,
+        called=plan.called,
         alignment=Alignment(text) if text else None,
     )
 

@@ -61,7 +61,8 @@ class Reply:
     `completion_tokens` counts every token up to and including the end token, the token that completes a stop string,
     or the one that completes the last call allowed; each finishes the reply. Stop strings are looked for in the answer
     only: reasoning that mentions one goes on. `most_calls` is 0 where no tools are declared: what looks like a call is
-    then text, and None where there may be any number. With an `alignment` the answer's pieces have their tokens.
+    then text, and None where there may be any number; `called` is why a reply with calls finished. With an `alignment`
+    the answer's pieces have their tokens.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Reply:
         *,
         include_reasoning: bool,
         most_calls: int | None = 0,
+        called: FinishReason = "tool_calls",
         alignment: Alignment | None = None,
     ) -> None:
         self.cached_tokens = 0
@@ -82,6 +84,7 @@ class Reply:
         self._cutter = StopCutter(stops)
         self._include_reasoning = include_reasoning
         self._most_calls = most_calls
+        self._called: FinishReason = called
         self._calls = 0
         self._alignment = alignment
         self._may_end_early = bool(stops) or bool(most_calls)
@@ -116,7 +119,7 @@ class Reply:
         """What was held back until the end was known. A stop string in it counts before `reason`."""
         pieces = [] if self._is_over else self._pass(self._parser.finish())
         ended = "stop" if self._is_over else reason
-        self.finish_reason = "tool_calls" if self._calls and ended == "stop" else ended
+        self.finish_reason = self._called if self._calls and ended == "stop" else ended
         rest = self._shown(self._cutter.finish())
         if self._alignment:
             rest = dataclasses.replace(rest, tokens=rest.tokens + self._alignment.end())

@@ -35,7 +35,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "presence_penalty": (0,),
     "reasoning": ({},),
     "repetition_penalty": (1,),
-    "response_format": ({"type": "text"},),
     "service_tier": ("auto", "default"),
     "stop_token_ids": ([],),
     "verbosity": ("medium",),
@@ -55,7 +54,8 @@ Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 class FunctionTool(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """A function that the model may call. `parameters` is a JSON schema of an object.
 
-    `strict` is taken for the sake of SDKs that always send it; arguments are JSON, but not held to the schema.
+    `strict` is taken for the sake of SDKs that always send it. Arguments are always JSON; they are held to the schema
+    where `tool_choice` asks for a call, or `response_format` for a format.
     """
 
     name: FunctionName
@@ -96,6 +96,43 @@ class TemplateKwargs(Struct, frozen=True, forbid_unknown_fields=True):
     enable_thinking: bool | None = None
 
 
+class JsonSchema(Struct, frozen=True, forbid_unknown_fields=True):
+    """`schema` is held to as a whole, whatever `strict` says; `name` and `description` change nothing."""
+
+    name: str | None = None
+    schema: dict[str, Any] | None = None
+    strict: bool | None = None
+    description: str | None = None
+
+
+class ResponseFormat(Struct, frozen=True, forbid_unknown_fields=True):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+Pattern = Annotated[str, Meta(min_length=1, max_length=10_000)]
+Choice = Annotated[str, Meta(min_length=1, max_length=10_000)]
+
+
+class StructuredOutputs(Struct, frozen=True, forbid_unknown_fields=True):
+    """One of: a JSON schema, a regular expression (Rust's, without looking around), or texts to choose from."""
+
+    json: dict[str, Any] | None = None
+    regex: Pattern | None = None
+    choice: Annotated[list[Choice], Meta(min_length=1, max_length=1000)] | None = None
+
+
+class NamedFunction(Struct, frozen=True, forbid_unknown_fields=True):
+    name: FunctionName
+
+
+class NamedTool(Struct, frozen=True, forbid_unknown_fields=True):
+    """The one function that must be called."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
 class StreamOptions(Struct, frozen=True, forbid_unknown_fields=True):
     include_usage: bool | None = None
     include_obfuscation: Literal[False] | None = None
@@ -122,8 +159,10 @@ class ChatRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     reasoning_effort: Effort | None = None
     include_reasoning: bool = True
     tools: list[Tool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | dict[str, Any] = "auto"
+    tool_choice: Literal["none", "auto", "required"] | NamedTool = "auto"
     parallel_tool_calls: bool = True
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
     diffusion: ChatDiffusion | None = None
 
 

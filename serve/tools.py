@@ -10,11 +10,10 @@ from typing import Any
 
 import msgspec
 
-from serve.bodies import unsupported
 from serve.errors import InvalidRequestError
 from serve.json_size import json_tokens
 from serve.messages import AssistantMessage, Message, ToolMessage
-from serve.schema import ChatRequest
+from serve.schema import ChatRequest, NamedTool
 
 _MOST_TOKENS = 200_000
 """Strings, brackets and commas of all tools, and of the arguments of all calls: templates take seconds for so many.
@@ -30,10 +29,8 @@ def declared(request: ChatRequest) -> list[dict[str, Any]] | None:
     With `tool_choice: "none"` the model does not hear of them.
 
     Raises:
-        InvalidRequestError: a choice that is not done yet, two tools of one name, or tools that hold too much.
+        InvalidRequestError: two tools of one name, or tools that hold too much.
     """
-    if request.tool_choice not in ("auto", "none"):
-        raise unsupported('Any `tool_choice` but "auto" and "none"', "tool_choice")
     names = [tool.function.name for tool in request.tools or ()]
     for index, name in enumerate(names):
         if name in names[:index]:
@@ -57,7 +54,7 @@ def most_calls(request: ChatRequest) -> int | None:
     """How many calls the reply may have; None: any number."""
     if not request.tools or request.tool_choice == "none":
         return UNDECLARED
-    return None if request.parallel_tool_calls else 1
+    return None if request.parallel_tool_calls and not isinstance(request.tool_choice, NamedTool) else 1
 
 
 def in_order(messages: Sequence[Message]) -> Iterator[tuple[int, Message]]:

@@ -10,13 +10,24 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from serve import conversation
+from serve import answer_format, conversation
 from serve.config import ServeConfig
 from serve.conversation import Conversation
-from serve.engine import Engine, Job, Medium, PromptError, PromptLengthError, Sampling
+from serve.engine import (
+    AnswerFormat,
+    Engine,
+    FormatError,
+    Grammar,
+    Job,
+    Medium,
+    PromptError,
+    PromptLengthError,
+    Sampling,
+)
 from serve.errors import InvalidRequestError, ModelNotFoundError
 from serve.messages import Message
-from serve.schema import ChatDiffusion, ChatRequest, Diffusion
+from serve.responses import FinishReason
+from serve.schema import ChatDiffusion, ChatRequest, Diffusion, NamedTool
 from serve.tools import declared, most_calls
 
 
@@ -26,16 +37,21 @@ class Outline:
 
     conversation: Conversation
     tools: list[dict[str, Any]] | None
+    format: AnswerFormat | None
     thinking: bool
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A request, ready to run: a job for each choice, what ends an answer, and what the client wants to see."""
+    """A request, ready to run: a job for each choice, what ends an answer, and what the client wants to see.
+
+    `called`: why an answer with calls finished, in OpenAI's words; a call that was named beforehand is no news.
+    """
 
     jobs: tuple[Job, ...]
     stops: tuple[str, ...]
     most_calls: int | None
+    called: FinishReason
     include_reasoning: bool
     include_usage: bool
 
@@ -61,6 +77,7 @@ def outline(request: ChatRequest, engine: Engine, config: ServeConfig) -> Outlin
     return Outline(
         conversation=conversation.read(request.messages, engine.media, config.max_media),
         tools=declared(request),
+        format=answer_format.wanted(request),
         thinking=_thinking(request, config.thinking),
     )
 
@@ -73,7 +90,8 @@ def plan(
     Takes as long as tokenizing the prompt does; safe on any thread.
 
     Raises:
-        InvalidRequestError: the chat template refuses the messages, or they do not fit the model.
+        InvalidRequestError: the chat template refuses the messages, they do not fit the model, or the answer cannot be
+            held to the format that is asked for.
     """
     try:
         rendered = engine.render(outline.conversation.messages, thinking=outline.thinking, tools=outline.tools)
@@ -93,6 +111,7 @@ def plan(
         top_p=request.top_p,
         logprobs=request.top_logprobs if request.logprobs else None,
         draft_every=_draft_every(request.diffusion),
+        grammar=_grammar(outline, prompt.tokens, engine),
         patches=prompt.patches,
         patch_positions=prompt.patch_positions,
     )
@@ -100,6 +119,7 @@ def plan(
         jobs=tuple(dataclasses.replace(job, seed=nth_seed(seed, index)) for index in range(request.n)),
         stops=(request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ()),
         most_calls=most_calls(request),
+        called="stop" if isinstance(request.tool_choice, NamedTool) else "tool_calls",
         include_reasoning=request.include_reasoning,
         include_usage=bool(request.stream_options and request.stream_options.include_usage),
     )
@@ -151,6 +171,16 @@ def sampling(asked: Diffusion | None, own: Sampling) -> Sampling | None:
             code="invalid_value",
         )
     return made
+
+
+def _grammar(outline: Outline, prompt: Sequence[int], engine: Engine) -> Grammar | None:
+    if outline.format is None:
+        return None
+    try:
+        return engine.grammar(outline.format, prompt, thinking=outline.thinking)
+    except FormatError as error:
+        param = outline.format.param
+        raise InvalidRequestError(f"`{param}` cannot be held to: {error}", param=param, code="invalid_value") from None
 
 
 def _draft_every(asked: ChatDiffusion | None) -> int:

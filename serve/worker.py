@@ -19,8 +19,15 @@ import time
 from collections.abc import Iterator
 from typing import Literal, TypeVar
 
-from serve.engine import Engine, Event, Failed, Finished, Job
-from serve.errors import ApiError, InternalError, OverloadedError, TimedOutError, UnavailableError
+from serve.engine import Engine, Event, Failed, Finished, FormatError, Job
+from serve.errors import (
+    ApiError,
+    InternalError,
+    InvalidRequestError,
+    OverloadedError,
+    TimedOutError,
+    UnavailableError,
+)
 from serve.metrics import Metrics, Progress
 
 T = TypeVar("T")
@@ -267,5 +274,7 @@ class Worker:
         run.post(last)  # only now: whoever reads it finds the place free
 
     def _told(self, run: Run, error: Exception) -> ApiError:
+        if isinstance(error, FormatError):
+            return InvalidRequestError(f"The answer cannot be held to the format that was asked for: {error}")
         logger.error("request %s failed in the engine", run.request_id, exc_info=error)
         return InternalError(run.request_id)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -9,7 +10,7 @@ from aiohttp.test_utils import TestServer
 from demo_requests import request_of
 from langchain_openai import ChatOpenAI
 from openai import AsyncOpenAI
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretStr
 
 from dgemma_jax.training.demo.acceptance import SKILLS, Reply, expected, found, is_formed, question, skill_examples
 from dgemma_jax.training.demo.example import Example
@@ -84,6 +85,68 @@ async def test_a_long_answer_streams_canvas_by_canvas_and_equals_the_whole_one(c
 async def test_max_tokens_is_exact(client: AsyncOpenAI) -> None:
     reply = await ask(client, "Count from 3 to 30.", max_tokens=37)
     assert (reply.usage.completion_tokens, reply.choices[0].finish_reason) == (37, "length")
+
+
+class Person(BaseModel):
+    """A person."""
+
+    name: str
+    age: int
+
+
+ANNA = "Make a JSON object with name Anna and age 31."
+CALLABLE = [
+    {"type": "function", "function": {"name": name, "parameters": Person.model_json_schema()}}
+    for name in ("add_person", "find_person")
+]
+
+
+async def test_the_sdk_and_langchain_parse_what_a_model_class_asks_for(client: AsyncOpenAI) -> None:
+    asked = [{"role": "user", "content": ANNA}]
+    reply = await client.chat.completions.parse(
+        model=NAME, messages=asked, seed=0, response_format=Person, extra_body=PLAIN
+    )
+    assert reply.choices[0].message.parsed == Person(name="Anna", age=31)
+    chat = ChatOpenAI(model=NAME, base_url=str(client.base_url), api_key=SecretStr("x"), seed=0, extra_body=PLAIN)
+    assert await chat.with_structured_output(Person).ainvoke(ANNA) == Person(name="Anna", age=31)
+    assert isinstance(await chat.with_structured_output(Person, method="function_calling").ainvoke(ANNA), Person)
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+@pytest.mark.parametrize("asked", ["Hello!", ANNA, "Count from 3 to 30."])
+async def test_an_answer_fits_whatever_was_asked_for(client: AsyncOpenAI, asked: str, thinking: bool) -> None:
+    """Also where the model would never say it."""
+
+    async def answer(**options):
+        extra = {"chat_template_kwargs": {"thinking": thinking}} | options.pop("extra", {})
+        messages = [{"role": "user", "content": asked}]
+        reply = await client.chat.completions.create(
+            model=NAME, messages=messages, seed=0, max_tokens=400, extra_body=extra, **options
+        )
+        (choice,) = reply.choices
+        assert bool(getattr(choice.message, "reasoning", None)) == thinking
+        return choice
+
+    days = ["Monday", "Tuesday"]
+    chosen = await answer(extra={"structured_outputs": {"choice": days}})
+    assert chosen.message.content in days and chosen.finish_reason == "stop"
+    matched = await answer(extra={"structured_outputs": {"regex": "[0-9]{2}:[0-9]{2}"}})
+    assert re.fullmatch("[0-9]{2}:[0-9]{2}", matched.message.content)
+    numbers = {"type": "array", "items": {"type": "integer", "minimum": 1, "maximum": 9}, "minItems": 2, "maxItems": 2}
+    listed = await answer(response_format={"type": "json_schema", "json_schema": {"name": "l", "schema": numbers}})
+    found = json.loads(listed.message.content)
+    assert len(found) == 2 and all(1 <= number <= 9 for number in found)
+    called = await answer(tools=CALLABLE, tool_choice={"type": "function", "function": {"name": "find_person"}})
+    if called.finish_reason == "stop":  # not cut short by `max_tokens`
+        (call,) = called.message.tool_calls
+        assert call.function.name == "find_person" and Person.model_validate_json(call.function.arguments)
+
+
+async def test_a_streamed_answer_fits_too(client: AsyncOpenAI) -> None:
+    wanted = {"type": "json_schema", "json_schema": {"name": "p", "schema": Person.model_json_schema()}}
+    stream = await ask(client, ANNA, stream=True, response_format=wanted)
+    text = "".join([chunk.choices[0].delta.content or "" async for chunk in stream if chunk.choices])
+    assert Person.model_validate_json(text) == Person(name="Anna", age=31)
 
 
 async def test_held_out_questions_of_every_skill_are_answered(client: AsyncOpenAI) -> None:

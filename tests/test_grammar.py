@@ -1,4 +1,4 @@
-"""Grammars over the demo's tokenizer: what they let through, and that whatever they let through is what was asked for."""
+"""Grammars over the demo's tokenizer: what they let through, and that all of that is what was asked for."""
 
 from __future__ import annotations
 

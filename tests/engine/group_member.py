@@ -14,10 +14,11 @@ from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
-sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path[:0] = [str(Path(__file__).parents[up]) for up in (2, 1)]
 
 import jax
 import numpy as np
+from engine.hand_grammar import Rising
 
 import dgemma_jax
 from dgemma_jax import processes
@@ -53,7 +54,8 @@ def say(line: str) -> None:
 
 def request(asked: dict) -> dgemma_jax.Request:
     images = {name: np.asarray(asked.pop(name), kind) for name, kind in KINDS.items() if name in asked}
-    return dgemma_jax.Request(tokens=tuple(asked.pop("tokens")), **asked, **images)
+    grammar = Rising(asked.pop("rising_below"), SETTINGS.eos_token_ids[0]) if "rising_below" in asked else None
+    return dgemma_jax.Request(tokens=tuple(asked.pop("tokens")), grammar=grammar, **asked, **images)
 
 
 KINDS = {"patches": np.float32, "patch_positions": np.int32}

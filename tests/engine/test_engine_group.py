@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import fake_slurm
-import numpy as np
 import pytest
-from engine.group_member import SETTINGS
+from engine.group_member import SETTINGS, request
+from engine.hand_grammar import is_rising
 from golden import reading
 
-from dgemma_jax import Engine, Request, processes
+from dgemma_jax import Engine, processes
 
 MEMBER = Path(__file__).parent / "group_member.py"
 FOLDER = reading.FOLDER / "window6"
@@ -79,7 +79,7 @@ def pair() -> Iterator[Pair]:
 
 
 def asked() -> list[dict[str, Any]]:
-    """More than slots; two that begin alike, and one with an image. All of one length: few programs."""
+    """More than slots; three that begin alike, one of them with a grammar, and one with an image; of one length."""
     golden = reading.case("window6", "logits", "image")
     image_id = reading.model("window6").config.image_token_id
     pictured = next(row for row in golden["tokens"] if (row == image_id).any())
@@ -88,18 +88,21 @@ def asked() -> list[dict[str, Any]]:
     return [
         {"tokens": start, "max_new_tokens": 12, "seed": 3},
         {"tokens": start, "max_new_tokens": 9, "seed": 2**63},
+        {
+            "tokens": start,
+            "max_new_tokens": 8,
+            "seed": 3,
+            "rising_below": reading.model("window6").config.text.vocab_size,
+        },
         {"tokens": pictured.tolist(), "max_new_tokens": 8, **image},
     ]
 
 
 def test_two_processes_answer_as_one_does(pair: Pair) -> None:
     engine = Engine(dataclasses.replace(reading.model("window6"), generation=SETTINGS), slots=2)
-    wanted = []
-    for one in asked():
-        images = {name: np.asarray(one.pop(name)) for name in ("patches", "patch_positions") if name in one}
-        wanted.append(Request(tokens=tuple(one.pop("tokens")), **one, **images))
-    expected = engine.generate_many(wanted, progress=False)
+    expected = engine.generate_many([request(one) for one in asked()], progress=False)
     engine.close()
+    assert is_rising(expected[2].tokens, 8, SETTINGS.eos_token_ids[0])
     found = json.loads(pair.ask({"all": asked()}))
     assert found == [[list(answer.tokens), answer.cached_tokens] for answer in expected]
 

@@ -11,12 +11,14 @@ from typing import Any
 from fake_text import BOS, FakeText
 
 from serve.engine import (
+    AnswerFormat,
     Call,
     Canvas,
     Draft,
     Event,
     Failed,
     Finished,
+    FormatError,
     Job,
     MediumError,
     Piece,
@@ -108,7 +110,8 @@ class FakeParser:
 class FakeEngine:
     """Answers `You said: <last message>`, after a thought if thinking is on; a step is a canvas of each job in a slot.
 
-    `answer` replaces the reply's text; a message "explode" fails after the first canvas; "hold" waits for `release`
+    `answer` replaces the reply's text; a message "explode" fails after the first canvas,
+    "outgrow" because of its format; "hold" waits for `release`
     before each canvas but the first, so that a test decides how far the reply is. A medium is a text, its own place in
     the prompt: `<kind detail length-of-the-file>`; the file `broken` is none.
     """
@@ -161,6 +164,11 @@ class FakeEngine:
             )
         )
 
+    def grammar(self, format: AnswerFormat, prompt: Sequence[int], *, thinking: bool) -> AnswerFormat:
+        if format.regex == "refuse":
+            raise FormatError("it makes no sense")
+        return format
+
     def room(self, prompt_tokens: int) -> int:
         return (self.max_model_len - prompt_tokens) // CANVAS * CANVAS
 
@@ -208,7 +216,7 @@ class FakeEngine:
     def _advance(self, id: int) -> Event | None:
         try:
             event = next(self._open[id])
-        except FloatingPointError as error:
+        except (FloatingPointError, FormatError) as error:
             event = Failed(error)
         if isinstance(event, Failed | Finished):
             self._open.pop(id).close()
@@ -232,6 +240,8 @@ class FakeEngine:
                     yield None
                 if start and said == "explode":
                     raise FloatingPointError("a secret of the engine")
+                if start and said == "outgrow":
+                    raise FormatError("the grammar became too large")
                 yield Canvas(tokens, STEPS, logprobs_of(tokens, job.logprobs))
             ending = "finished"
             yield Finished("stop" if text == whole else "length")
