@@ -230,17 +230,20 @@ def test_whatever_is_let_through_is_json_of_the_schema(seed: int) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (write.json_schema({"type": "strin"}), "Invalid type: strin"),
-        (write.json_schema({"type": "array", "uniqueItems": True}), 'Unimplemented keys: ["uniqueItems"]'),
-        (write.json_schema({"$ref": "#/$defs/a"}), "Pointer '/$defs/a' does not exist"),
-        (write.json_schema({"type": "string", "minLength": 5, "maxLength": 2}), "Unsatisfiable schema"),
-        (write.regex("(a"), "invalid regex"),
-        (write.regex("a\\"), "lexer error"),
+        ({"type": "strin"}, "Invalid type: strin"),
+        ({"type": "array", "uniqueItems": True}, 'Unimplemented keys: ["uniqueItems"]'),
+        ({"type": "string", "minLength": 5, "maxLength": 2}, "Unsatisfiable schema"),
+        (
+            {"allOf": [{"anyOf": [{"properties": {f"k{j}": {"const": i}}} for i in "abcdef"]} for j in range(8)]},
+            "large",
+        ),
+        ("(a", "invalid regex"),
+        ("a\\", "lexer error"),
     ],
 )
-def test_what_cannot_be_followed_is_said(content: str, said: str) -> None:
+def test_what_cannot_be_followed_is_said(content: Any, said: str) -> None:
     with pytest.raises(GrammarError, match=re.escape(said)) as caught:
-        grammar(content)
+        grammar(write.regex(content) if isinstance(content, str) else write.json_schema(content))
     assert "\n" not in str(caught.value) and not re.match(r"at |\d", str(caught.value))
 
 
@@ -259,3 +262,45 @@ def test_what_cannot_be_followed_is_said(content: str, said: str) -> None:
 def test_a_schema_of_arguments_that_makes_no_sense_is_refused(schema: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         write.calls([{"name": "f", "parameters": schema}], None)
+
+
+def chain(length: int) -> dict[str, Any]:
+    """Objects that refer to one another."""
+    links = {f"a{i}": {"type": "object", "properties": {"a": {"$ref": f"#/$defs/a{i + 1}"}}} for i in range(length)}
+    return {"$ref": "#/$defs/a0", "$defs": links | {f"a{length}": {"type": "string"}}}
+
+
+def nested(levels: int) -> dict[str, Any]:
+    return {"type": "array", "items": nested(levels - 1)} if levels else {"type": "string"}
+
+
+@pytest.mark.parametrize(
+    ("schema", "said"),
+    [
+        (chain(1000), "nested more than"),
+        (nested(3000 // 4), "recursion limit"),
+        ({"type": "integer", "multipleOf": 9_999_999}, "multipleOf"),
+        ({"items": {"multipleOf": 1e-9}}, "multipleOf"),
+        ({"$ref": "#/$defs/a"}, "points to nothing"),
+    ],
+)
+def test_a_schema_that_would_end_or_hold_up_the_process_is_refused(schema: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        grammar(write.json_schema(schema))
+
+
+def test_schemas_of_a_sensible_size_are_followed() -> None:
+    grammar(write.json_schema(chain(100)))
+    grammar(write.json_schema({"type": "number", "multipleOf": 0.25}))
+    many = {f"p{i}": {"type": "string"} for i in range(10)}
+    functions = [{"name": f"f{i}", "parameters": {"type": "object", "properties": many}} for i in range(100)]
+    grammar(calls=write.calls(functions, None))
+
+
+@pytest.mark.parametrize("required", [False, True])
+def test_functions_of_too_many_arguments_are_refused(required: bool) -> None:
+    """More than the stack of llguidance holds."""
+    names = [f"p{i}" for i in range(5000)]
+    parameters = {"properties": dict.fromkeys(names, True), "required": names if required else []}
+    with pytest.raises(ValueError, match="more than 2500 grammar rules"):
+        write.calls([{"name": "f", "parameters": parameters}], None)

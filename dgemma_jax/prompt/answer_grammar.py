@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+from dgemma_jax.prompt import schema_limits
 from dgemma_jax.prompt.call_grammar import CallRules
 
 Thought = Literal["none", "may_open", "is_open"]
@@ -41,7 +42,8 @@ def whole(content: str | None, calls: str | None, thought: Thought) -> str:
 
 
 def json_schema(schema: Mapping[str, Any]) -> str:
-    """JSON text of what fits the schema."""
+    """JSON text of what fits the schema. Raises ValueError for one that is too much; see `schema_limits`."""
+    schema_limits.check(schema)
     return "%json " + json.dumps({**schema, "x-guidance": {"whitespace_pattern": _WHITESPACE}})
 
 
@@ -56,7 +58,11 @@ def choice(texts: Iterable[str]) -> str:
 
 
 def calls(functions: Sequence[Mapping[str, Any]], most: int | None) -> str:
-    """Rules for one call or several of the functions, as OpenAI declares them. `most`: 1, or None for any number."""
+    """Rules for one call or several of the functions, as OpenAI declares them. `most`: 1, or None for any number.
+
+    Raises:
+        ValueError: schemas that are too large, or make no sense.
+    """
     rules = CallRules()
     names = [rules.call(function["name"], function.get("parameters") or {}) for function in functions]
     one = f"<|tool_call> ({' | '.join(names)}) <tool_call|>"

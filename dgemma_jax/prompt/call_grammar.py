@@ -14,7 +14,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_MOST_RULES = 20_000
+from dgemma_jax.prompt.schema_limits import at
+
+_MOST_RULES = 2_500
+"""Of all functions together. Rules that end in one another are a chain, and one of 3,000 is too much for the stack of
+llguidance 1.9 (8 MiB)."""
 _NAME = re.compile(r"""[^\s:,{}\[\]"'<>](?:[^\n:,{}\[\]"'<>]*[^\s:,{}\[\]"'<>])?""")
 _SHARED = {
     "quoted": 'quoted: <|"|> TEXT <|"|>',
@@ -104,22 +108,24 @@ class CallRules:
         properties, required = schema.get("properties", {}), _list(schema, "required")
         if not isinstance(properties, Mapping):
             raise ValueError(f"`properties` must be an object, found {json.dumps(properties)[:40]}")
+        names = sorted(properties, key=str.lower)
+        begins = next((place for place, name in enumerate(names) if name in required), len(names))
         first = after = '""'  # what may follow before any property was written, and after one
-        for name in sorted(properties, key=str.lower, reverse=True):
+        for place, name in reversed(list(enumerate(names))):
             if not _NAME.fullmatch(name):
                 raise ValueError(f"an argument named {name!r} cannot be written in a call: its name stands bare")
             field = f"{json.dumps(name + ':')} {self._value(properties[name])} {after}"
-            if name in required:
-                first, after = self._add(field), self._add(f'"," {field}')
-            else:
-                first, after = self._add(f"{field} | {first}"), self._add(f'"," {field} | {after}')
+            if place <= begins:  # behind one that is required there always was one
+                first = self._add(field if name in required else f"{field} | {first}")
+            if place:
+                after = self._add(f'"," {field}' if name in required else f'"," {field} | {after}')
         return self._add(f'"{{" {first} "}}"')
 
     def _referred(self, pointer: Any) -> str:
         if pointer not in self._named:
             number = len(self._rules)
             self._named[pointer] = self._add("any")  # its name, for what refers to it from inside
-            self._rules[number] = f"rule_{number}: {self._value(self._at(pointer))}"
+            self._rules[number] = f"rule_{number}: {self._value(at(self._root, pointer))}"
         return self._named[pointer]
 
     def _resolved(self, schema: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -127,20 +133,8 @@ class CallRules:
         for _ in range(len(_TYPES)):
             if "$ref" not in schema:
                 return schema
-            schema = self._at(schema["$ref"])
+            schema = at(self._root, schema["$ref"])
         raise ValueError("the schema of the arguments points to itself")
-
-    def _at(self, pointer: Any) -> Any:
-        """What a `$ref` within the schema points to."""
-        if not isinstance(pointer, str) or not pointer.startswith("#"):
-            raise ValueError(f"$ref must point into the schema itself, as #/$defs/name does; found {pointer!r}")
-        found: Any = self._root
-        for step in pointer.split("/")[1:]:
-            key = step.replace("~1", "/").replace("~0", "~")
-            if not isinstance(found, Mapping) or key not in found:
-                raise ValueError(f"$ref {pointer} points to nothing in the schema")
-            found = found[key]
-        return found
 
 
 def _list(schema: Mapping[str, Any], key: str) -> list[Any]:
