@@ -121,7 +121,7 @@ async def test_an_answer_fits_whatever_was_asked_for(client: AsyncOpenAI, asked:
         extra = {"chat_template_kwargs": {"thinking": thinking}} | options.pop("extra", {})
         messages = [{"role": "user", "content": asked}]
         reply = await client.chat.completions.create(
-            model=NAME, messages=messages, seed=0, max_tokens=400, extra_body=extra, **options
+            model=NAME, messages=messages, seed=0, max_tokens=128, extra_body=extra, **options
         )
         (choice,) = reply.choices
         assert bool(getattr(choice.message, "reasoning", None)) == thinking
@@ -136,10 +136,22 @@ async def test_an_answer_fits_whatever_was_asked_for(client: AsyncOpenAI, asked:
     listed = await answer(response_format={"type": "json_schema", "json_schema": {"name": "l", "schema": numbers}})
     found = json.loads(listed.message.content)
     assert len(found) == 2 and all(1 <= number <= 9 for number in found)
-    called = await answer(tools=CALLABLE, tool_choice={"type": "function", "function": {"name": "find_person"}})
-    if called.finish_reason == "stop":  # not cut short by `max_tokens`
-        (call,) = called.message.tool_calls
-        assert call.function.name == "find_person" and Person.model_validate_json(call.function.arguments)
+
+
+@pytest.mark.parametrize(
+    ("choice", "names", "reason"),
+    [
+        ("required", {"add_person", "find_person"}, "tool_calls"),
+        ({"type": "function", "function": {"name": "find_person"}}, {"find_person"}, "stop"),
+    ],
+)
+async def test_a_call_that_must_be_made_has_the_arguments_that_its_function_takes(
+    client: AsyncOpenAI, choice, names: set[str], reason: str
+) -> None:
+    (reply,) = (await ask(client, ANNA, tools=CALLABLE, tool_choice=choice)).choices
+    assert reply.finish_reason == reason and not reply.message.content
+    call = reply.message.tool_calls[0].function
+    assert call.name in names and Person.model_validate_json(call.arguments)
 
 
 async def test_a_streamed_answer_fits_too(client: AsyncOpenAI) -> None:
