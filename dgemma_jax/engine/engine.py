@@ -153,6 +153,7 @@ class Engine:
         the first of those wait.
         """
         assert isinstance(self._device, ModelDevice | Leader), "only a model has programs to compile"
+        self._end_warm_up()  # one such thread is enough, and `close` knows of the last one alone
         self._end_warm_up = self._device.warm_up(progress, everything)
 
     def submit(self, request: Request) -> int:
