@@ -170,8 +170,7 @@ class Core:
         for id in cancelled:
             self._end(id)
         for id in self._scheduler.expired(self._clock()):
-            self._end(id)
-            self._tell(id, Failed(TimeoutError("the request took longer than it was given")))
+            self._fail(id, TimeoutError("the request took longer than it was given"))
 
     def _read(self, id: int) -> None:
         plan = self._open[id].plan
@@ -181,8 +180,7 @@ class Core:
             raise  # not the prompt's fault: nothing can be read any more
         except Exception as error:
             logger.warning("a prompt could not be read", exc_info=error)
-            self._end(id)
-            self._tell(id, Failed(error))
+            self._fail(id, error)
             return
         if prefilled is not None:
             self._start(id, prefilled)
@@ -213,7 +211,14 @@ class Core:
     def _begin_canvas(self, id: int) -> None:
         one = self._open[id]
         one.tried = 0
-        if one.guide is not None and (first := one.guide.begin()):
+        if one.guide is None:
+            return
+        try:
+            first = one.guide.begin()
+        except GrammarError as error:
+            self._fail(id, error)
+            return
+        if first:
             self._device.restart(id, first)
 
     def _denoise(self, most: int) -> None:
@@ -222,8 +227,7 @@ class Core:
             one = self._open[canvas.id]
             one.canvas = canvas
             if not canvas.finite:
-                self._end(canvas.id)
-                self._tell(canvas.id, Failed(ArithmeticError("the model's numbers are no longer finite")))
+                self._fail(canvas.id, ArithmeticError("the model's numbers are no longer finite"))
             elif canvas.done:
                 self._judge(one, canvas)
             elif one.due and canvas.step >= one.due:
@@ -243,8 +247,7 @@ class Core:
         try:
             verdict = one.guide.judge(canvas.tokens, room, functools.partial(self._device.choose, canvas.id))
         except GrammarError as error:
-            self._end(canvas.id)
-            self._tell(canvas.id, Failed(error))
+            self._fail(canvas.id, error)
             return
         if verdict.whole:
             canvas.tokens[: len(verdict.tokens)] = verdict.tokens
@@ -275,6 +278,10 @@ class Core:
         if self._open.pop(id, None) is not None:
             self._scheduler.remove(id)
             self._device.leave(id)
+
+    def _fail(self, id: int, error: Exception) -> None:
+        self._end(id)
+        self._tell(id, Failed(error))
 
     def _check_alive(self) -> None:
         if self._dead is not None:

@@ -37,11 +37,10 @@ class Guide:
         self._matcher = grammar.begin()
         self._length = canvas_length
         self._end_ids = end_ids
-        self._ends = [[end] for end in end_ids]
         self._tries = 0
 
     def begin(self) -> list[int]:
-        """What the next canvas must begin with."""
+        """What the next canvas must begin with. Raises GrammarError, as `judge`."""
         self._tries = 0
         return self._matcher.forced()[: self._length]
 
@@ -61,7 +60,7 @@ class Guide:
         settled: list[int] = []
         place = self._matcher.copy()
         room = min(room, self._length)
-        while len(settled) < room and settled[-1:] not in self._ends:
+        while len(settled) < room and not (settled and settled[-1] in self._end_ids):
             rest = cut(canvas_L[len(settled) :], room - len(settled), self._end_ids)
             fits = place.fitting(rest)
             if fits < len(rest) and settled and self._tries < MOST_TRIES:

@@ -8,32 +8,42 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
 MOST_LEVELS = 1200
 """Of nesting: those of the schema and of everything that it refers to, added up; more than a chain of them can have."""
+MOST_PARTS = 100_000
+"""Values in the schema and in everything that it refers to: they are looked at one by one."""
 MOST_DIVISOR = 100_000
+
+
+class _Survey(NamedTuple):
+    levels: int
+    parts: int
+    references: list[str]
 
 
 def check(schema: Mapping[str, Any]) -> None:
     """Raises ValueError for a schema beyond the bounds; the text says which one."""
-    levels = _levels(schema)
+    # Definitions count where something refers to them.
+    total = _survey({key: part for key, part in schema.items() if key not in ("$defs", "definitions")})
     seen: set[str] = set()
-    waiting = list(_references(schema))
-    while waiting:
-        pointer = waiting.pop()
-        if pointer not in seen:
+    levels, parts, waiting = total.levels, total.parts, list(total.references)
+    while waiting and levels <= MOST_LEVELS and parts <= MOST_PARTS:
+        if (pointer := waiting.pop()) not in seen:
             seen.add(pointer)
-            levels += _levels(found := at(schema, pointer))
-            waiting += _references(found)
-        if levels > MOST_LEVELS:
-            raise ValueError(f"the schema and all that it refers to are nested more than {MOST_LEVELS} levels deep")
-    _check_divisors(schema)
+            found = _survey(at(schema, pointer))
+            levels, parts = levels + found.levels, parts + found.parts
+            waiting += found.references
+    if levels > MOST_LEVELS:
+        raise ValueError(f"the schema and all that it refers to are nested more than {MOST_LEVELS} levels deep")
+    if parts > MOST_PARTS:
+        raise ValueError(f"the schema and all that it refers to hold more than {MOST_PARTS} values")
 
 
 def at(schema: Mapping[str, Any], pointer: Any) -> Any:
     """What a `$ref` within a schema points to. Raises ValueError where that is nothing."""
-    if not isinstance(pointer, str) or not pointer.startswith("#"):
+    if not isinstance(pointer, str) or not (pointer == "#" or pointer.startswith("#/")):
         raise ValueError(f"$ref must point into the schema itself, as #/$defs/name does; found {pointer!r}")
     found: Any = schema
     for step in pointer.split("/")[1:]:
@@ -44,41 +54,23 @@ def at(schema: Mapping[str, Any], pointer: Any) -> Any:
     return found
 
 
-def _parts(value: Any) -> list[Any]:
-    if isinstance(value, Mapping):
-        return [part for key, part in value.items() if key not in ("$defs", "definitions")]
-    return value if isinstance(value, list) else []
-
-
-def _levels(value: Any) -> int:
-    """How deeply a schema is nested, definitions aside: they count where something refers to them."""
-    levels, row = 0, [value]
+def _survey(schema: Any) -> _Survey:
+    """How deep a schema is, how much is in it and what it refers to. Raises ValueError for a `multipleOf` too fine."""
+    levels, parts, references, row = 0, 0, [], [schema]
     while row:
-        levels += 1
-        row = [part for one in row for part in _parts(one)]
-    return levels
-
-
-def _references(value: Any) -> list[str]:
-    found: list[str] = []
-    waiting = [value]
-    while waiting:
-        one = waiting.pop()
-        if isinstance(one, Mapping) and isinstance(one.get("$ref"), str):
-            found.append(one["$ref"])
-        waiting += _parts(one)
-    return found
-
-
-def _check_divisors(schema: Any) -> None:
-    waiting = [schema]
-    while waiting:
-        one = waiting.pop()
-        if isinstance(one, Mapping):
+        levels, parts = levels + 1, parts + len(row)
+        maps = [one for one in row if isinstance(one, Mapping)]
+        references += [one["$ref"] for one in maps if isinstance(one.get("$ref"), str)]
+        for one in maps:
             divisor = one.get("multipleOf")
             if isinstance(divisor, int | float) and not _is_small(Decimal(str(divisor))):
                 raise ValueError(f"`multipleOf` must be a number of at most {MOST_DIVISOR} steps, found {divisor}")
-        waiting += list(one.values()) if isinstance(one, Mapping) else one if isinstance(one, list) else []
+        row = [part for one in row for part in (one.values() if isinstance(one, Mapping) else _items(one))]
+    return _Survey(levels, parts, references)
+
+
+def _items(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _is_small(divisor: Decimal) -> bool:

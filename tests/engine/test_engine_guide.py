@@ -144,14 +144,18 @@ def test_the_steps_of_all_tries_are_counted() -> None:
     assert canvas.steps == steps and tries > 1
 
 
-def test_a_grammar_that_cannot_be_followed_fails_its_request_alone() -> None:
+@pytest.mark.parametrize("where", ["forced", "copy"])
+def test_a_grammar_that_cannot_be_followed_fails_its_request_alone(where: str) -> None:
+    """Before its first canvas, and after it."""
+
     class Broken(Rising):
         def begin(self) -> Broken:
             return self
 
-        def copy(self) -> Broken:
-            raise GrammarError("too large")
+    def broken(self: Broken) -> None:
+        raise GrammarError("too large")
 
+    setattr(Broken, where, broken)
     core = Core(HandDevice(2))
     bad = core.submit(Request(tokens=(5,), grammar=Broken()))  # type: ignore[arg-type]
     good = core.submit(other := Request(tokens=(6,), max_new_tokens=9))
