@@ -54,7 +54,7 @@ class OptimizerConfig:
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Clipping, then the chosen optimiser on its schedule; matrices alone decay."""
+    """Clipping, then the chosen optimiser on its schedule; matrices alone decay, with muon those that it updates."""
     rate = learning_rate(config)
     decay: dict[str, Any] = {"weight_decay": config.weight_decay}
     rule: optax.GradientTransformation
@@ -62,12 +62,7 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
         case "adamw":
             rule = optax.adamw(rate, b1=config.b1, b2=config.b2, mask=_matrices, **decay)
         case "adafactor":
-            rule = optax.adafactor(
-                rate,
-                multiply_by_parameter_scale=False,
-                weight_decay_rate=config.weight_decay,
-                weight_decay_mask=_matrices,
-            )
+            rule = _adafactor(rate, config.weight_decay)
         case "muon":
             rule = muon(
                 rate,
@@ -83,17 +78,25 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     return chain if config.accumulate == 1 else optax.MultiSteps(chain, config.accumulate).gradient_transformation()
 
 
+def _adafactor(rate: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
+    """As `optax.adafactor`, which adds the decay behind the rate, so that it neither warms up nor falls with it."""
+    return optax.chain(
+        optax.scale_by_factored_rms(),
+        optax.clip_by_block_rms(1.0),
+        optax.add_decayed_weights(weight_decay, _matrices),
+        optax.scale_by_learning_rate(rate),
+    )
+
+
 def learning_rate(config: OptimizerConfig) -> optax.Schedule:
     """The rate of each update, counted from zero."""
     peak, low = config.learning_rate, config.learning_rate * config.final
     warmup = min(config.warmup, config.steps - 1)
     if config.schedule == "cosine":
         return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, config.steps, low)
-    fall = max(1, round(config.steps * config.cooldown))
+    fall = max(1, min(round(config.steps * config.cooldown), config.steps - warmup))
     parts = [optax.linear_schedule(0.0, peak, max(1, warmup)), optax.linear_schedule(peak, low, fall)]
-    return optax.join_schedules(
-        [parts[0], optax.constant_schedule(peak), parts[1]], [warmup, max(warmup, config.steps - fall)]
-    )
+    return optax.join_schedules([parts[0], optax.constant_schedule(peak), parts[1]], [warmup, config.steps - fall])
 
 
 def _matrices(params: Any) -> Any:

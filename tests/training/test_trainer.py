@@ -16,6 +16,7 @@ from tiny_model import TEXT, one_layer
 from dgemma_jax import sharding
 from dgemma_jax.config import ModelConfig
 from dgemma_jax.model.diffusion_gemma import DiffusionGemma
+from dgemma_jax.training import objective as objective_module
 from dgemma_jax.training.objective import Batch, Metrics, Objective, loss
 from dgemma_jax.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
 from dgemma_jax.training.rows import Row, stack
@@ -32,7 +33,11 @@ def parts() -> tuple[nnx.GraphDef, nnx.State]:
 
 
 def batch() -> Batch:
-    rng = np.random.default_rng(2)
+    return fresh_batch(2)
+
+
+def fresh_batch(seed: int) -> Batch:
+    rng = np.random.default_rng(seed)
     rows = [Row(tuple(rng.integers(5, 50, 7)), tuple(rng.integers(5, 50, 4))) for _ in range(4)]
     return stack(rows, 16, CONFIG, 1)
 
@@ -86,6 +91,17 @@ def test_every_optimiser_learns_the_batch_by_heart(gradient, name, rate) -> None
     assert seen[-1].denoising < 0.8 * seen[0].denoising
 
 
+def test_canvases_without_noise_are_learned_until_nothing_is_lost(monkeypatch) -> None:
+    """What stands in the canvas is the answer, to each position its own: no shift and no mask leaves a loss."""
+    monkeypatch.setattr(objective_module, "noise_levels", lambda key, shape, t_min: jnp.zeros(shape))
+    graphdef, params = parts()
+    config = OptimizerConfig(steps=60, name="muon", learning_rate=2e-2, warmup=5)
+    trainer = Trainer(graphdef, params, nnx.State({}), config, seed=0)
+    objective = Objective(blocks=2, next_token_weight=0.0)
+    losses = [trainer.step(fresh_batch(step), objective).denoising for step in range(60)]
+    assert float(losses[0]) > 0.5 and float(losses[-1]) < 0.01
+
+
 def test_half_batches_accumulate_to_the_whole(gradient) -> None:
     """A loss is a mean over what counts, so halves that count the same have the whole's gradient as their mean."""
     whole, params = batch(), parts()[1]
@@ -125,6 +141,24 @@ def test_the_trainer_is_the_plain_loop_spread_over_devices(gradient, wanted: str
 
 def test_the_rate_rises_and_falls_as_the_schedule_says() -> None:
     cosine = learning_rate(OptimizerConfig(steps=100, learning_rate=1.0, warmup=10))
-    hold = learning_rate(OptimizerConfig(steps=100, learning_rate=1.0, warmup=10, schedule="hold", cooldown=0.2))
+    straight = OptimizerConfig(steps=100, learning_rate=1.0, warmup=10, schedule="hold", cooldown=0.2)
+    hold, fall = learning_rate(straight), learning_rate(dataclasses.replace(straight, cooldown=1.0, final=0.0))
     assert [round(float(cosine(step)), 2) for step in (0, 10, 55, 100)] == [0.0, 1.0, 0.55, 0.1]
     assert [round(float(hold(step)), 2) for step in (0, 10, 80, 90, 100)] == [0.0, 1.0, 1.0, 0.55, 0.1]
+    assert [round(float(fall(step)), 2) for step in (0, 10, 55, 100)] == [0.0, 1.0, 0.5, 0.0]
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "muon"])
+def test_matrices_decay_at_the_rate_and_vectors_do_not(name) -> None:
+    config = OptimizerConfig(steps=100, name=name, learning_rate=0.1, warmup=10, weight_decay=0.01, schedule="hold")
+    params = parts()[1]
+    update, state = optimizer(config, params)
+    still = jax.tree.map(jnp.zeros_like, params)
+    found = params
+    for _ in range(3):  # at rates 0, 0.01 and 0.02
+        found, state = update(still, state, found)
+    for (path, before), (_, after) in zip(nnx.to_flat_state(params), nnx.to_flat_state(found), strict=True):
+        embeds = bool({"vocabulary", "position"} & set(before.get_metadata("axes")))
+        decays = before.ndim >= 2 and not (name == "muon" and embeds)
+        kept = (1 - 0.01 * 0.01) * (1 - 0.02 * 0.01) if decays else 1.0
+        np.testing.assert_allclose(after[...], before[...] * kept, rtol=2e-6, err_msg=str(path))
