@@ -85,6 +85,8 @@ def _normalise_message(message: Mapping[str, Any], where: str) -> dict[str, Any]
     if reasoning is not None:
         result |= {"reasoning": reasoning, "reasoning_content": reasoning}
     if calls := message.get("tool_calls"):
+        if not isinstance(calls, list):
+            raise MessageError(f"{where}.tool_calls", f"must be a list, found {type(calls).__name__}")
         result["tool_calls"] = [
             _normalise_call(call, f"{where}.tool_calls[{index}]") for index, call in enumerate(calls)
         ]

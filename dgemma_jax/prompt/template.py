@@ -92,6 +92,29 @@ class ChatTemplate:
             {"add_generation_prompt": add_generation_prompt, "enable_thinking": enable_thinking, **kwargs},
         )
 
+    def render_guarded(
+        self,
+        tokenizer: Tokenizer,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        enable_thinking: bool = False,
+        most_tokens: int | None = None,
+        **kwargs: Any,
+    ) -> str:
+        """As `render`, with the markers that users wrote broken: text for `tokenizer.encode_guarded` alone.
+
+        `most_tokens` as in `encode`. Raises as `encode` does.
+        """
+        options = {"add_generation_prompt": add_generation_prompt, "enable_thinking": enable_thinking, **kwargs}
+        messages, tools = normalise_messages(messages), normalise_tools(tools)
+        if most_tokens is not None:
+            size = len(self._run(messages, tools, options).encode("utf-8", "surrogatepass"))
+            if size > most_tokens * tokenizer.longest_token:
+                raise PromptLengthError(-(-size // tokenizer.longest_token), most_tokens)
+        return self._run(guard_messages(messages, tokenizer), guard_tools(tools, tokenizer), options)
+
     def encode(
         self,
         tokenizer: Tokenizer,
@@ -111,13 +134,15 @@ class ChatTemplate:
         With `most_tokens`, text that certainly takes more raises `PromptLengthError` before it is looked at closely:
         a prompt that is no longer may still have more tokens.
         """
-        options = {"add_generation_prompt": add_generation_prompt, "enable_thinking": enable_thinking, **kwargs}
-        messages, tools = normalise_messages(messages), normalise_tools(tools)
-        if most_tokens is not None:
-            size = len(self._run(messages, tools, options).encode("utf-8", "surrogatepass"))
-            if size > most_tokens * tokenizer.longest_token:
-                raise PromptLengthError(-(-size // tokenizer.longest_token), most_tokens)
-        prompt = self._run(guard_messages(messages, tokenizer), guard_tools(tools, tokenizer), options)
+        prompt = self.render_guarded(
+            tokenizer,
+            messages,
+            tools=tools,
+            add_generation_prompt=add_generation_prompt,
+            enable_thinking=enable_thinking,
+            most_tokens=most_tokens,
+            **kwargs,
+        )
         return tokenizer.encode_guarded(prompt)
 
     def _run(

@@ -43,7 +43,7 @@ def to_row(
     if not messages or messages[-1].get("role") not in ("assistant", "model"):
         raise ConversationError("the last message must be the assistant's: it is what is learned")
     prompt = template.encode(tokenizer, messages[:-1], tools=tools, enable_thinking=thinking)
-    answer = tokenizer.encode(_answer(messages, template, tools, thinking))
+    answer = tokenizer.encode_guarded(_answer(messages, tokenizer, template, tools, thinking))
     if not media:
         return Row(tuple(prompt), tuple(answer))
     expanded = expand(prompt, media, config, tokenizer)
@@ -54,15 +54,19 @@ def to_row(
 
 def _answer(
     messages: Sequence[Mapping[str, Any]],
+    tokenizer: Tokenizer,
     template: ChatTemplate,
     tools: Sequence[Mapping[str, Any]] | None,
     thinking: bool,
 ) -> str:
-    """The text that the template writes for the last message, without the header that opens every answer."""
+    """The guarded text that the template writes for the last message, without the header that opens every answer.
+
+    Guarded, as an answer that quotes `<turn|>` shall not teach the model to end there.
+    """
 
     def render(count: int, opened: bool) -> str:
-        shown = messages[:count]
-        return template.render(shown, tools=tools, enable_thinking=thinking, add_generation_prompt=opened)
+        options = {"enable_thinking": thinking, "add_generation_prompt": opened}
+        return template.render_guarded(tokenizer, messages[:count], tools=tools, **options)
 
     whole, prompt = render(len(messages), False), render(len(messages) - 1, True)
     # A template may close an empty thought for an answer without one; a finished turn does not show it.

@@ -35,6 +35,7 @@ HARMLESS_KEYS = ("id", "metadata")
 _ROLES = ("system", "developer", "user", "assistant", "model", "tool", "function")
 _ANSWERING = ("assistant", "model")
 _REASONING = ("reasoning", "reasoning_content", "thinking")
+_MESSAGE_KEYS = ("role", "content", "name", "tool_calls", "tool_call_id", "tool_responses", "id", *_REASONING)
 _MOST_SHOWN = 20
 
 
@@ -183,6 +184,8 @@ def _samples(number: int, text: bytes) -> Iterator[Sample]:
     if last not in answers:
         raise DataError("the last message must be the assistant's: it is what is learned")
     for index in answers if train == "all" else [last]:
+        if not (messages[index].get("content") or messages[index].get("tool_calls")):
+            raise DataError(f"messages[{index}] is to be learned, but has neither content nor tool_calls")
         reasons = any(messages[index].get(name) for name in _REASONING)
         yield Sample(number, messages[: index + 1], tools, reasons if thinking is None else thinking)
 
@@ -217,4 +220,16 @@ def _checked(messages: Any) -> list[Mapping[str, Any]]:
         role = message.get("role") if isinstance(message, dict) else None
         if role not in _ROLES:
             raise DataError(f"messages[{index}].role must be one of {', '.join(_ROLES)}, found {role!r}")
+        _check_keys(message, f"messages[{index}]")
     return messages
+
+
+def _check_keys(message: Mapping[str, Any], where: str) -> None:
+    """Raises DataError for a key that means something to whoever wrote it and nothing here."""
+    if message.get("weight", 1) != 1:
+        raise DataError(
+            f'{where}.weight must be 1, found {message["weight"]!r}; "train" says which answers are learned'
+        )
+    said = {key for key, value in message.items() if value or value is False} - {"weight"}
+    if unknown := sorted(said - set(_MESSAGE_KEYS)):
+        raise DataError(f"{where} has the unknown key {', '.join(unknown)}; known are {', '.join(_MESSAGE_KEYS)}")

@@ -48,6 +48,14 @@ def test_the_answer_is_what_the_template_writes_behind_the_prompt(read, format_)
     assert answer == "Hi there.<turn|>"
 
 
+def test_a_marker_in_an_answer_is_learned_as_text(read, format_) -> None:
+    data = read(chat("How does a turn end?", "With <turn|> or <|image|>."))
+    answer, end = data.row(0).answer[:-1], data.row(0).answer[-1]
+    assert format_.tokenizer.decode(answer) == "With <turn|> or <|image|>."
+    assert format_.tokenizer.special_ids.isdisjoint(answer)
+    assert end == format_.tokenizer.token_id("<turn|>")
+
+
 def test_prompt_and_completion_are_the_short_form(read, format_) -> None:
     turns = chat("Hello", "Hi there.")["messages"]
     short = {"prompt": "Hello", "completion": "Hi there."}
@@ -118,6 +126,10 @@ def test_every_epoch_holds_every_row_in_an_order_of_its_own(read) -> None:
         (chat([{"type": "image", "image": "chat.jsonl"}], "b"), "wanted a GIF, JPEG, PNG or WebP"),
         (chat([{"type": "image_url", "image_url": {"url": "https://x/y.png"}}], "b"), "nothing is downloaded"),
         (chat("a" * 300, "b"), "allowed are 256"),
+        (chat("a", ""), "messages[1] is to be learned, but has neither content nor tool_calls"),
+        ({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": 5}]}, "must be a list"),
+        ({"messages": [{"role": "user", "content": "x", "mood": "good"}]}, "messages[0] has the unknown key mood"),
+        ({"messages": [{"role": "assistant", "content": "x", "weight": 0}]}, "messages[0].weight must be 1, found 0"),
     ],
 )
 def test_a_row_that_cannot_be_used_is_refused_by_its_line(read, row, said: str) -> None:
