@@ -16,12 +16,14 @@ from dgemma_jax.checkpoint.safetensors import TensorFiles
 from dgemma_jax.checkpoint.safetensors_writing import write_tensors
 from dgemma_jax.config_json import read_model_config
 from dgemma_jax.training import lora, scoring
+from dgemma_jax.training.demo.acceptance import Score, Skill, shortfalls
 from dgemma_jax.training.demo.batching import Answered
+from dgemma_jax.training.demo.run import DemoRun
 from dgemma_jax.training.lora import LoraConfig
 from dgemma_jax.training.optimizer import OptimizerConfig
 from dgemma_jax.training.sft import SftConfig
 from serve.config import ServeConfig
-from tools import inspect, synthetic, train, train_sft
+from tools import inspect, synthetic, train, train_eval, train_sft
 from tools.paths import DEMO
 
 TINY = Path(__file__).parent / "golden" / "text_only"
@@ -102,6 +104,44 @@ def test_training_does_not_overwrite_a_checkpoint(copy: Path, capsys: pytest.Cap
 def test_a_demo_run_is_not_continued_with_another_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "run.json").write_text('{"kind": "demo", "steps": 5, "seed": 0}')
     assert "- seed: 0 there, 1 now" in refused(capsys, train, "demo", "--out", str(tmp_path), "--steps=5", "--seed=1")
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_demo_run_that_learned_too_little_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: bool) -> None:
+    asked = {}
+
+    def score_skills(model: object, folder: Path, count: int) -> tuple[dict, bool]:
+        asked[folder] = count
+        return {}, kept
+
+    monkeypatch.setattr(DemoRun, "train", DemoRun.save)
+    monkeypatch.setattr(train_eval, "score_skills", score_skills)
+    given = ["demo", "--out", str(tmp_path), "--initial", str(DEMO), "--steps=1", "--questions=7"]
+    assert train.main(given) == (0 if kept else 1)
+    assert asked == {tmp_path: 7}
+
+
+def test_a_demo_run_is_not_continued_with_other_generators(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(DemoRun, "train", lambda self: None)
+    given = ["demo", "--out", str(tmp_path), "--initial", str(DEMO), "--steps=1", "--questions=0"]
+    assert train.main(given) == 0 and capsys.readouterr().out
+    monkeypatch.setattr("dgemma_jax.training.run_folder.source_hash", lambda package: "another")
+    assert "- generators: " in refused(capsys, train, *given)
+
+
+def test_what_is_less_than_promised_is_said_in_words() -> None:
+    good = Score(right=98, formed=99, count=100, steps=3.0, early=0.95, unparsed=0, wrong=())
+    assert shortfalls(Skill(("lists",), 0.98), good) == []
+    assert shortfalls(Skill(("lists",), 0.99), good) == ["right 0.980 (wanted 0.99)"]
+    assert shortfalls(Skill(("lists",), 0.98, thinking=True), good) == ["formed 0.990 (wanted 1.0)"]
+    bad = dataclasses.replace(good, early=0.8, unparsed=1, formed=90)
+    assert [said.split(" 0")[0] for said in shortfalls(Skill(("lists",), 0.9), bad)] == [
+        "formed",
+        "early stops",
+        "JSON that parses",
+    ]
 
 
 def test_an_unknown_skill_is_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:

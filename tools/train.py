@@ -54,21 +54,26 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
     )
     demo.add_argument("--scale", type=positive, default=1, help="times as many rows in a batch; for a GPU, 6")
     demo.add_argument("--processes", type=count, default=0, help="making rows beside this one; for a GPU, one a core")
+    demo.add_argument(
+        "--questions", type=count, default=200, help="of each skill, asked at the end (default %(default)s; 0: none)"
+    )
     demo.set_defaults(run=run_demo)
 
 
 def run_demo(options: argparse.Namespace) -> int:
-    """Trains into a folder of its own; what it saves on the way can be served at once."""
+    """Trains into a folder of its own; what it saves on the way can be served at once. 1 if it learned too little."""
+    import dgemma_jax
+    from dgemma_jax.training import demo
     from dgemma_jax.training.demo.run import DemoRun, DemoSettings
     from dgemma_jax.training.demo.tokenizer import write_tokenizer
-    from dgemma_jax.training.run_folder import copy_companions, fingerprint, remember, require_same
+    from dgemma_jax.training.run_folder import copy_companions, fingerprint, remember, require_same, source_hash
 
     initial = None if options.initial is None else options.initial.absolute()
     sight = options.sight if options.sight is not None else 1200 if initial is None else 0
     wanted = DemoSettings(
         steps=options.steps, seed=options.seed, scale=options.scale, learning_rate=options.learning_rate, sight=sight
     )
-    settings = {"kind": "demo", **dataclasses.asdict(wanted)}
+    settings = {"kind": "demo", **dataclasses.asdict(wanted), "generators": source_hash(Path(demo.__file__).parent)}
     if initial is not None:
         settings["initial"] = fingerprint(initial)
     require_same(options.out, settings)
@@ -84,7 +89,10 @@ def run_demo(options: argparse.Namespace) -> int:
     run = DemoRun(options.out, wanted, initial, options.processes)
     run.train()
     print(json.dumps({"out": str(options.out), "steps": options.steps, "seconds": round(run.seconds)}))
-    return 0
+    if not options.questions:
+        return 0
+    _, kept = train_eval.score_skills(dgemma_jax.load(options.out), options.out, count=options.questions)
+    return int(not kept)
 
 
 if __name__ == "__main__":

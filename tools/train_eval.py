@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     import dgemma_jax
 
 WRONG_SHOWN = 5
+COUNT, SEED = 200, 1
+"""Questions of each demo skill, and which: those of the model card."""
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
@@ -26,6 +29,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     score.add_argument("--quantize", choices=("int8", "int4"), help="weights of 8 or 4 bits (default: as they are)")
     score.add_argument("--data", type=Path, help="JSONL file of chats to answer (default: the demo's skills)")
     score.add_argument("--count", type=positive, help="questions of each skill (default 200), or first rows of --data")
+    score.add_argument("--seed", type=int, default=SEED, help="which questions of the skills (default %(default)s)")
     score.add_argument("--skill", action="append", metavar="NAME", help="only this demo skill; may be repeated")
     score.add_argument("--least", type=share, help="share of right answers that is enough (default: as promised, or 0)")
     score.add_argument("--steps", type=positive, help="denoising steps per canvas (default: as the checkpoint says)")
@@ -72,27 +76,47 @@ def _run_data(options: argparse.Namespace) -> int:
 
 
 def _run_skills(options: argparse.Namespace) -> int:
-    from dgemma_jax.prompt.template import ChatTemplate
-    from dgemma_jax.training.demo.acceptance import SKILLS, score, skill_examples
+    from dgemma_jax.training.demo.acceptance import SKILLS
 
     if unknown := set(options.skill or ()) - set(SKILLS):
         raise ValueError(f"unknown skill {', '.join(sorted(unknown))}; known are {', '.join(SKILLS)}")
-    model, template = _load(options), ChatTemplate.from_folder(options.checkpoint)
-    results, short = {}, []
-    for name in options.skill or SKILLS:
-        scored = score(model, template, skill_examples(SKILLS[name], options.count or 200, seed=1))
-        results[name] = {"share": scored.share, "formed": scored.formed / scored.count}
-        results[name] |= {"count": scored.count, "steps": scored.steps, "early": scored.early}
-        _print(name, results[name], options.json)
-        for question, expected, found in scored.wrong[:WRONG_SHOWN]:
-            print(f"  {question!r}: wanted {expected!r}, found {found!r}", file=sys.stderr)
-        if scored.share < (SKILLS[name].least if options.least is None else options.least):
-            short.append(name)
+    count = options.count or COUNT
+    results, kept = score_skills(
+        _load(options), options.checkpoint, options.skill, count, options.seed, options.least, options.json
+    )
     if options.json:
         print(json.dumps(results, indent=1))
+    return int(not kept)
+
+
+def score_skills(
+    model: dgemma_jax.Model,
+    folder: Path,
+    names: Sequence[str] | None = None,
+    count: int = COUNT,
+    seed: int = SEED,
+    least: float | None = None,
+    as_json: bool = False,
+) -> tuple[dict[str, dict[str, float]], bool]:
+    """The scores of some of the demo's skills (None: of all), and whether each is what is promised.
+
+    Prints a line for each, unless `as_json`; some wrong answers and all that is too little on stderr.
+    """
+    from dgemma_jax.prompt.template import ChatTemplate
+    from dgemma_jax.training.demo.acceptance import SKILLS, score, shortfalls, skill_examples
+
+    template, results, short = ChatTemplate.from_folder(folder), {}, []
+    for name in names or SKILLS:
+        scored = score(model, template, skill_examples(SKILLS[name], count, seed))
+        results[name] = {"share": scored.share, "formed": scored.formed / scored.count}
+        results[name] |= {"count": scored.count, "steps": scored.steps, "early": scored.early}
+        _print(name, results[name], as_json)
+        for question, expected, found in scored.wrong[:WRONG_SHOWN]:
+            print(f"  {question!r}: wanted {expected!r}, found {found!r}", file=sys.stderr)
+        short += [f"{name}: {shortfall}" for shortfall in shortfalls(SKILLS[name], scored, least)]
     if short:
-        print(f"train: less than promised: {', '.join(short)}", file=sys.stderr)
-    return int(bool(short))
+        print("train: less than promised:", *short, sep="\n  ", file=sys.stderr)
+    return results, not short
 
 
 def _print(name: str, result: dict[str, float], as_json: bool) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from dgemma_jax.checkpoint.companions import COMPANIONS
 
+_SAMPLES, _SAMPLE_BYTES = 16, 65536
 SETTINGS_FILE, METRICS_FILE, STATE_FOLDER = "run.json", "metrics.jsonl", "training"
 
 
@@ -70,8 +71,20 @@ def copy_companions(source: Path, target: Path) -> None:
 
 
 def fingerprint(folder: Path) -> str:
-    """Of a checkpoint: its configuration and the sizes of its weights. Reading 50 GB would tell more, and take long."""
+    """Of a checkpoint: its configuration, and the size and some bytes of each file. Reading 50 GB would take long."""
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for file in sorted(folder.glob("*.safetensors")):
         digest.update(f"{file.name} {file.stat().st_size}".encode())
+        with file.open("rb") as opened:
+            for part in range(_SAMPLES):
+                opened.seek(part * file.stat().st_size // _SAMPLES)
+                digest.update(opened.read(_SAMPLE_BYTES))
+    return digest.hexdigest()[:16]
+
+
+def source_hash(package: Path) -> str:
+    """Of the modules of a package: a run whose data they make cannot go on when they have changed."""
+    digest = hashlib.sha256()
+    for file in sorted(package.glob("*.py")):
+        digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()[:16]

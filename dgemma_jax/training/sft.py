@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import time
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -31,8 +30,9 @@ from dgemma_jax.training.batch_shapes import choose_buckets
 from dgemma_jax.training.checkpoints import RunCheckpoints
 from dgemma_jax.training.dataset import ChatFormat, Dataset
 from dgemma_jax.training.evaluation import evaluate
+from dgemma_jax.training.interval import Interval
 from dgemma_jax.training.lora import LoraConfig
-from dgemma_jax.training.objective import Batch, Metrics, Objective
+from dgemma_jax.training.objective import Objective
 from dgemma_jax.training.optimizer import OptimizerConfig, learning_rate
 from dgemma_jax.training.rows import BatchStream, Bucket
 from dgemma_jax.training.run_folder import (
@@ -148,7 +148,7 @@ class SftRun:
     def train(self) -> dict[str, Any]:
         """Goes on to the last step and returns its line of the metrics."""
         config, steps = self.config, self.config.optimizer.steps
-        interval = _Interval(self.seconds)
+        interval = Interval(self.seconds, self.chat.config.canvas_length)
         last: dict[str, Any] = {}
         with (
             (config.out / METRICS_FILE).open("a", encoding="utf-8") as log,
@@ -167,6 +167,7 @@ class SftRun:
                     _write(log, last | (self._evaluated() if saves else {}))
                 if saves:
                     self.save()
+                    interval.resume()
         return last
 
     def save(self) -> None:
@@ -185,10 +186,10 @@ class SftRun:
         export(folder, self.chat.config, generation, self.trainer.parameters(), jnp.dtype("bfloat16"))
         copy_companions(config.model, folder)
 
-    def _update(self, interval: _Interval) -> None:
+    def _update(self, interval: Interval) -> None:
         for _ in range(self.config.optimizer.accumulate):
             bucket, batch = next(self.stream)
-            interval.add(batch, self.trainer.step(batch, self.config.objective(bucket)), self.chat.config)
+            interval.add(batch, self.trainer.step(batch, self.config.objective(bucket)))
 
     def _rate(self, step: int) -> dict[str, float]:
         return {"learning_rate": round(float(np.asarray(learning_rate(self.config.optimizer)(step - 1))), 9)}
@@ -198,33 +199,6 @@ class SftRun:
             return {}
         losses = evaluate(self.trainer, self.eval, self.buckets, self.chat.config, self.fill, self.config.objective)
         return {f"eval_{name}": round(value, 5) for name, value in losses.items()}
-
-
-class _Interval:
-    """What happened since the last line of the metrics."""
-
-    def __init__(self, seconds: float) -> None:
-        self._started = time.monotonic() - seconds
-        self._since = time.monotonic()
-        self._metrics: list[Metrics] = []
-        self._tokens = 0
-
-    def add(self, batch: Batch, metrics: Metrics, config: ModelConfig) -> None:
-        """Counts a batch; its tokens are those of prompts, answers and fill."""
-        self._metrics.append(metrics)
-        self._tokens += int(np.sum(batch.prefix_B) + np.sum(batch.blocks_B) * config.canvas_length)
-
-    def close(self) -> dict[str, float]:
-        """Means since the last call, and the pace."""
-        found = jax.device_get(self._metrics)  # waits for the device
-        now = time.monotonic()
-        means = {name: round(float(np.mean([getattr(m, name) for m in found])), 5) for name in Metrics._fields}
-        pace = {
-            "seconds": round(now - self._started, 2),
-            "tokens_per_second": round(self._tokens / (now - self._since), 1),
-        }
-        self._since, self._metrics, self._tokens = now, [], 0
-        return {**pace, **means}
 
 
 def make_trainer(config: SftConfig, model: ModelConfig) -> Trainer:

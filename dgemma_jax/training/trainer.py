@@ -140,7 +140,8 @@ class Trainer:
         trained = optax.apply_updates(state.trained, updates)
         average, step = state.average, state.step + 1
         if average is not None:
-            moved = update_average(average, trained, self.config.average, state.step)
+            updates_done = state.step // self.config.accumulate
+            moved = update_average(average, trained, self.config.average, updates_done)
             whole = step % self.config.accumulate == 0  # nothing changes between two updates
             average = jax.tree.map(lambda new, old: jnp.where(whole, new, old), moved, average)
         state = TrainState(trained, average, optimizer, step)

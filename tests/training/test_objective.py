@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from dgemma_jax.model.masks import block_diffusion_masks
 from dgemma_jax.training import head
 from dgemma_jax.training import objective as objective_module
 from dgemma_jax.training.corruption import corrupt, noise_levels
-from dgemma_jax.training.objective import Objective, canvas_layout, loss, own_canvases
+from dgemma_jax.training.objective import Batch, Objective, canvas_layout, loss, own_canvases
 from dgemma_jax.training.rows import BatchStream, Bucket, Position, Row, stack
 
 CANVAS, BLOCKS, PREFIX, VOCABULARY = 4, 3, 9, 50
@@ -218,6 +219,34 @@ def test_canvases_of_its_own_change_what_is_denoised_and_not_what_is_read(model)
     published, own = (jitted_loss(model, batch, key, Objective(blocks=2, own=share))[1] for share in (0.0, 1.0))
     assert published.denoising != own.denoising
     assert published.next_token == own.next_token
+
+
+def conditioned_by(model: DiffusionGemma, monkeypatch: pytest.MonkeyPatch, batch: Batch) -> Callable:
+    """The loss as a function of how strong the first prediction is that canvases are conditioned on."""
+
+    def scaled(strength: jax.Array) -> jax.Array:
+        monkeypatch.setattr(
+            objective_module, "soft_embeddings", lambda text, x: strength * head.soft_embeddings(text, x)
+        )
+        return loss(model, batch, jax.random.key(3), Objective(blocks=2))[0]
+
+    return scaled
+
+
+def test_no_gradient_flows_into_the_first_prediction(model, monkeypatch) -> None:
+    of_strength = conditioned_by(model, monkeypatch, stack(rows(), 16, CONFIG, 1))
+    value, gradient = jax.value_and_grad(of_strength)(1.0)
+    assert value != of_strength(2.0), "it is conditioned on"
+    assert gradient == 0.0
+
+
+@pytest.mark.parametrize(("counted", "depends"), [([0, 2], True), ([1, 3], False)])
+def test_every_second_row_is_conditioned_on_a_first_prediction(model, monkeypatch, counted, depends) -> None:
+    whole = stack(rows(), 16, CONFIG, 1)
+    counts_B = np.isin(np.arange(4), counted)
+    batch = whole._replace(prefix_B=whole.prefix_B * counts_B, blocks_B=whole.blocks_B * counts_B)
+    of_strength = conditioned_by(model, monkeypatch, batch)
+    assert (of_strength(1.0) != of_strength(2.0)) == depends
 
 
 def test_rows_are_filled_to_whole_canvases_and_never_cut() -> None:

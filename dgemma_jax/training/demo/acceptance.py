@@ -20,10 +20,16 @@ from dgemma_jax.training.demo.example import Example
 from dgemma_jax.training.demo.mix import FAMILIES, test_examples
 from dgemma_jax.training.demo.render import demo_row
 
+LEAST_FORMED, LEAST_EARLY = 0.98, 0.9
+"""The least shares, of every skill, of well-formed answers and of canvases that stopped before the limit."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Skill:
-    """Families that are scored together, with thinking on or off, and the least share of right answers."""
+    """Families that are scored together, with thinking on or off, and the least share of right answers.
+
+    With thinking on every answer must be well-formed.
+    """
 
     families: tuple[str, ...]
     least: float
@@ -69,7 +75,8 @@ class Reply:
 class Score:
     """Results over some examples. `steps` per canvas; an early stop is one before the limit.
 
-    `formed`: the share that ended by itself, with a thought exactly where thinking was on, and with an answer.
+    `formed`: how many ended by themselves, with a thought exactly where thinking was on, and with an answer.
+    `unparsed`: how many answers that should be JSON are none.
     """
 
     right: int
@@ -77,11 +84,24 @@ class Score:
     count: int
     steps: float
     early: float
+    unparsed: int
     wrong: tuple[tuple[str, str, str], ...]
 
     @property
     def share(self) -> float:
         return self.right / self.count
+
+
+def shortfalls(skill: Skill, score: Score, least: float | None = None) -> list[str]:
+    """What is less than promised, in words; `least`: the share of right answers in place of the skill's own."""
+    least_formed = 1.0 if skill.thinking else LEAST_FORMED
+    found = {
+        "right": (score.share, skill.least if least is None else least),
+        "formed": (score.formed / score.count, least_formed),
+        "early stops": (score.early, LEAST_EARLY),
+        "JSON that parses": (1 - score.unparsed / score.count, 1.0),
+    }
+    return [f"{name} {share:.3f} (wanted {wanted})" for name, (share, wanted) in found.items() if share < wanted]
 
 
 def skill_examples(skill: Skill, count: int, seed: int) -> list[Example]:
@@ -116,6 +136,7 @@ def score(model: Model, template: ChatTemplate, examples: Sequence[Example]) -> 
         count=len(pairs),
         steps=sum(steps) / len(steps),
         early=sum(s < model.generation.max_denoising_steps for s in steps) / len(steps),
+        unparsed=sum(example.family == "json_text" and not _is_json(reply.content) for example, reply in pairs),
         wrong=wrong,
     )
 
@@ -137,6 +158,14 @@ def read_reply(tokenizer: Tokenizer, prompt: Sequence[int], tokens: Sequence[int
 def is_formed(reply: Reply, thinking: bool) -> bool:
     """A thought exactly where it is wanted, an answer, and an end."""
     return bool(reply.thought) == thinking and bool(reply.content or reply.calls) and reply.ended
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def question(example: Example) -> str:

@@ -7,9 +7,7 @@ import dataclasses
 import json
 import time
 from pathlib import Path
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from tqdm import tqdm
@@ -25,7 +23,8 @@ from dgemma_jax.training.demo.architecture import DEMO_PROCESSOR, demo_config, d
 from dgemma_jax.training.demo.render import TrainingRows
 from dgemma_jax.training.demo.rows_ahead import RowsAhead
 from dgemma_jax.training.demo.sight import learn_to_see
-from dgemma_jax.training.objective import Batch, Metrics, Objective
+from dgemma_jax.training.interval import Interval
+from dgemma_jax.training.objective import Objective
 from dgemma_jax.training.optimizer import OptimizerConfig
 from dgemma_jax.training.rows import BatchStream, Bucket
 from dgemma_jax.training.run_folder import METRICS_FILE, forget_after
@@ -37,12 +36,12 @@ BUCKETS = (
     Bucket(104, 2, 20),
     Bucket(120, 1, 24),
     Bucket(176, 1, 20),
-    Bucket(208, 5, 8),
+    Bucket(224, 5, 8),
     Bucket(304, 2, 12),
     Bucket(512, 3, 8),
     Bucket(80, 1, 32, images=1),
     Bucket(96, 1, 26, images=1),
-    Bucket(136, 1, 16, images=1),
+    Bucket(144, 1, 16, images=1),
     Bucket(184, 1, 12, images=1),
     Bucket(288, 3, 6, images=1),
     Bucket(120, 1, 20, images=2),
@@ -151,22 +150,24 @@ class DemoRun:
         done = int(self.trainer.state.step)
         forget_after(self.out, done)
         saved = time.monotonic()
-        started = saved - self.seconds
+        interval = Interval(self.seconds, self.config.canvas_length)
         with (self.out / METRICS_FILE).open("a") as log, tqdm(total=self.steps, initial=done, unit="step") as bar:
             for step in range(done + 1, self.steps + 1):
                 bucket, batch = next(self.stream)
-                metrics = self.trainer.step(batch, _objective(bucket))
+                interval.add(batch, self.trainer.step(batch, _objective(bucket)))
                 self.examples += bucket.rows
                 bar.update()
-                if step % LOG_EVERY == 0 or step == self.steps:
-                    self.seconds = time.monotonic() - started
-                    row = self._log_row(step, metrics, batch)
-                    bar.set_postfix(denoising=row["denoising"], accuracy=row["accuracy"])
-                    log.write(json.dumps(row) + "\n")
-                    log.flush()
+                if step % LOG_EVERY and step < self.steps:
+                    continue
+                row = {"step": step, "examples": self.examples, **interval.close()}
+                self.seconds = row["seconds"]
+                bar.set_postfix({"loss": row["loss"], "tokens/s": round(row["tokens_per_second"])})
+                log.write(json.dumps(row) + "\n")
+                log.flush()
                 if time.monotonic() - saved > SAVE_SECONDS or step == self.steps:
                     self.save()
                     saved = time.monotonic()
+                    interval.resume()
 
     def save(self) -> None:
         """The run as it stands, and its averaged weights as a checkpoint that can be served."""
@@ -174,11 +175,6 @@ class DemoRun:
         self.checkpoints.save(self.trainer, self.stream.position, facts)
         export(self.out, self.config, self.generation, self.trainer.parameters(), jnp.dtype("bfloat16"))
         write_processor_config(self.out, DEMO_PROCESSOR)
-
-    def _log_row(self, step: int, metrics: Metrics, batch: Batch) -> dict[str, Any]:
-        values = {name: round(float(value), 4) for name, value in jax.device_get(metrics)._asdict().items()}
-        shape = {"length": batch.tokens_BS.shape[1]}
-        return {"step": step, "examples": self.examples, "seconds": round(self.seconds, 1), **shape, **values}
 
 
 def _objective(bucket: Bucket) -> Objective:
