@@ -207,7 +207,7 @@ def test_tables_and_multiples_are_true() -> None:
             assert re.findall(r"\d+", question(example)) == [lines[0][1]]
         elif "multiples" in question(example).lower():
             *_, count, k = re.findall(r"\d+", re.sub(r"\b(\w+)\b", _in_digits, question(example).lower()))
-            assert answer(example) == " ".join(str(int(k) * i) for i in range(1, int(count) + 1))
+            assert answer(example) == "\n".join(f"{i}. {int(k) * i}" for i in range(1, int(count) + 1))
 
 
 def _in_digits(found: re.Match[str]) -> str:

@@ -71,7 +71,7 @@ GREETINGS = (
     ),
     *(
         Greeting(
-            said=wordings(f"Good {time} | Good {time} | A good {time} | A very good {time} | Have a good {time}"),
+            said=wordings(f"Good {time} | Good {time} | A good {time} | A very good {time}"),
             before=_HELLO,
             after=("to you",),
             reply=f"Good {time}! How can I help you?",

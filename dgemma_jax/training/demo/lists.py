@@ -1,7 +1,8 @@
 """Long answers of up to six canvases: counting, the alphabet, multiplication tables, days and months.
 
 The test counts between pairs of numbers, and names spans of letters and multiples, that training never asks for;
-where there is too little to choose from (tables, days, months), it asks in wordings that training never uses.
+training counts further, so that it hardly sees a span twice and has to find the end in the question. Where there is
+too little to choose from (tables, days, months), the test asks in wordings that training never uses.
 """
 
 from collections.abc import Callable
@@ -22,9 +23,11 @@ STEPS = {1: ("",)} | {step: (f" by {w}", f" in {w}", f" in steps of {step}") for
 LAST = {1: 60, 2: 100, 5: 100, 10: 100}
 FEWEST, MOST = 12, 45
 SHORT = 0.5
-"""How often training asks for fewer numbers than the test: a few tokens say as much about where to stop."""
-SHORT_LAST = {1: 200, 2: 200, 3: 150, 4: 150, 5: 300, 10: 400}
-"""There it goes further up, in more steps: an end among so many is found by looking, not by heart."""
+"""How often training asks for few numbers: a few tokens say as much about where to stop."""
+FAR_LAST = {1: 200, 2: 300, 3: 300, 4: 400, 5: 600, 10: 950}
+"""How far up training counts, in more steps than the test: an end among so many is found by looking, not by heart."""
+FAR_MOST = 29
+"""Longer numbers, so fewer of them: they fit into five canvases with a thought."""
 
 REQUESTS = ("{}.", "{}.", "{}.", "{} for me.", "Can you {}?", "Can you {} for me?", "Try to {}.", "Let us {}.")
 LISTING = ("list", "list", "write", "write down", "give me", "show me", "tell me", "say", "name")
@@ -94,15 +97,13 @@ def _span(rng: Random, step: int) -> tuple[int, int]:
     return low, low + step * (count - 1)
 
 
-def _short_span(rng: Random, step: int) -> tuple[int, int]:
-    """As `_span`, with three to eleven numbers."""
-    count = rng.randint(3, FEWEST - 1)
-    last = rng.choice((LAST.get(step, 100), SHORT_LAST[step]))
-    if step > 2:  # from a multiple to a multiple
-        count = min(count, last // step - 1)
-        low = step * rng.randint(1, last // step - count + 1)
-    else:
-        low = 1 if step == 1 and rng.random() < 0.1 else rng.randrange(1, last - step * (count - 1) + 1)
+def _far_span(rng: Random, step: int) -> tuple[int, int]:
+    """As `_span`, but up to `FAR_LAST` and often short: too many spans to learn by heart."""
+    last = FAR_LAST[step]
+    few, most = (3, FEWEST - 1) if rng.random() < SHORT else (FEWEST, FAR_MOST)
+    count = rng.randint(few, min(most, last // step - 1))
+    starts = range(step, last - step * (count - 1) + 1, step if step > 2 else 1)
+    low = step if rng.random() < 0.15 else rng.choice(starts)
     return low, low + step * (count - 1)
 
 
@@ -111,9 +112,10 @@ def _counting(rng: Random) -> Task:
     return _count(rng, step, *_span(rng, step))
 
 
-def _short_counting(rng: Random) -> Task:
-    step = rng.choices((1, 2, 3, 4, 5, 10), weights=(46, 14, 6, 6, 16, 12))[0]
-    return _count(rng, step, *_short_span(rng, step))
+def _far_counting(rng: Random) -> Task:
+    step = rng.choices((1, 2, 3, 4, 5, 10), weights=(50, 18, 4, 4, 14, 10))[0]
+    near = step < 3 and rng.random() < 0.25
+    return _count(rng, step, *(_span if near else _far_span)(rng, step))
 
 
 def _count(rng: Random, step: int, low: int, high: int) -> Task:
@@ -157,7 +159,7 @@ def _multiples(rng: Random, most: int = 12) -> Task:
     n, k = rng.randint(3, 15), rng.randint(2, most)
     typed = NUMBER_WORDS[n] if n < len(NUMBER_WORDS) and rng.random() < 0.5 else str(n)
     question = _listed(rng, rng.choice(MULTIPLES)).format(n=typed, k=k)
-    answer = " ".join(str(k * i) for i in range(1, n + 1))
+    answer = "\n".join(f"{i}. {k * i}" for i in range(1, n + 1))
     return Task(question, answer, f"The first {n} multiples of {k}.", f"multiples {n} {k}")
 
 
@@ -172,17 +174,15 @@ def _named(rng: Random) -> Task:
     return Task(question, answer, thought, canonical(question))
 
 
-_SHORTER: dict[Callable[[Random], Task], Callable[[Random], Task]] = {
-    _counting: _short_counting,
-    _multiples: partial(_multiples, most=25),
+_KINDS: dict[Split, dict[Callable[[Random], Task], int]] = {
+    "test": {_counting: 52, _letters: 14, _table: 20, _multiples: 6, _named: 8},
+    "train": {_far_counting: 54, _letters: 15, _table: 14, partial(_multiples, most=25): 11, _named: 6},
 }
 
 
 def draw(rng: Random, split: Split, thinking: bool) -> Example:
-    """A list in its one plain form: numbers and letters with spaces between, tables line by line."""
-    kinds: tuple[Callable[[Random], Task], ...] = (_counting, _letters, _table, _multiples, _named)
-    (kind,) = rng.choices(kinds, weights=(52, 14, 20, 6, 8))
-    if split == "train" and rng.random() < SHORT:
-        kind = _SHORTER.get(kind, kind)
+    """A list in its one plain form: numbers and letters with spaces between, tables and multiples line by line."""
+    kinds = _KINDS[split]
+    (kind,) = rng.choices(list(kinds), weights=list(kinds.values()))
     task = draw_split(rng, split, kind, lambda task: task.key)
     return ask(FAMILY, task.question, task.answer, task.thought if thinking else None)

@@ -46,7 +46,6 @@ COLOUR_OF_ONE = (
     "What is the colour of this shape?",
     "Which colour does the shape have?",
     "Tell me the colour of the shape.",
-    "Which colour do you see?",
     "What colour is the thing in the picture?",
 )
 SHAPE_OF_ONE = (
