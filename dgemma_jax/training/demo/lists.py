@@ -1,8 +1,7 @@
 """Long answers of up to six canvases: counting, the alphabet, multiplication tables, days and months.
 
 The test counts between pairs of numbers, and names spans of letters and multiples, that training never asks for;
-training counts further, so that it hardly sees a span twice and has to find the end in the question. Where there is
-too little to choose from (tables, days, months), the test asks in wordings that training never uses.
+where there is too little to choose from (tables, days, months), it asks in wordings that training never uses.
 """
 
 from collections.abc import Callable
@@ -22,12 +21,11 @@ STEP_WORDS = {2: "twos", 3: "threes", 4: "fours", 5: "fives", 10: "tens"}
 STEPS = {1: ("",)} | {step: (f" by {w}", f" in {w}", f" in steps of {step}") for step, w in STEP_WORDS.items()}
 LAST = {1: 60, 2: 100, 5: 100, 10: 100}
 FEWEST, MOST = 12, 45
-SHORT = 0.5
-"""How often training asks for few numbers: a few tokens say as much about where to stop."""
-FAR_LAST = {1: 200, 2: 300, 3: 300, 4: 400, 5: 600, 10: 950}
-"""How far up training counts, in more steps than the test: an end among so many is found by looking, not by heart."""
-FAR_MOST = 29
-"""Longer numbers, so fewer of them: they fit into five canvases with a thought."""
+PRACTICE = 0.5
+"""How often training asks for fewer numbers than the test, of more steps and further up: a few tokens say as much
+about where to stop. So are all of its counts by fives and tens, of which up to 100 there are few enough to know by heart.
+"""
+FAR_LAST = {1: 200, 2: 200, 3: 150, 4: 150, 5: 300, 10: 400}
 
 REQUESTS = ("{}.", "{}.", "{}.", "{} for me.", "Can you {}?", "Can you {} for me?", "Try to {}.", "Let us {}.")
 LISTING = ("list", "list", "write", "write down", "give me", "show me", "tell me", "say", "name")
@@ -97,13 +95,12 @@ def _span(rng: Random, step: int) -> tuple[int, int]:
     return low, low + step * (count - 1)
 
 
-def _far_span(rng: Random, step: int) -> tuple[int, int]:
-    """As `_span`, but up to `FAR_LAST` and often short: too many spans to learn by heart."""
-    last = FAR_LAST[step]
-    few, most = (3, FEWEST - 1) if rng.random() < SHORT else (FEWEST, FAR_MOST)
-    count = rng.randint(few, min(most, last // step - 1))
-    starts = range(step, last - step * (count - 1) + 1, step if step > 2 else 1)
-    low = step if rng.random() < 0.15 else rng.choice(starts)
+def _practice_span(rng: Random, step: int) -> tuple[int, int]:
+    """As `_span`, further up and with fewer numbers: from 3 to 11, up to 20 of the larger steps."""
+    last = FAR_LAST[step] if step > 2 else rng.choice((LAST[step], FAR_LAST[step]))
+    count = rng.randint(3, rng.choice((FEWEST - 1, 20)) if step > 2 else FEWEST - 1)
+    starts = range(step if step > 2 else 1, last - step * (count - 1) + 1, step if step > 2 else 1)
+    low = step if rng.random() < 0.12 else rng.choice(starts)
     return low, low + step * (count - 1)
 
 
@@ -112,10 +109,12 @@ def _counting(rng: Random) -> Task:
     return _count(rng, step, *_span(rng, step))
 
 
-def _far_counting(rng: Random) -> Task:
-    step = rng.choices((1, 2, 3, 4, 5, 10), weights=(50, 18, 4, 4, 14, 10))[0]
-    near = step < 3 and rng.random() < 0.25
-    return _count(rng, step, *(_span if near else _far_span)(rng, step))
+def _practice_counting(rng: Random) -> Task:
+    if rng.random() < PRACTICE:
+        step = rng.choices((1, 2, 3, 4, 5, 10), weights=(46, 14, 6, 6, 16, 12))[0]
+        return _count(rng, step, *_practice_span(rng, step))
+    step = rng.choices((1, 2), weights=(86, 14))[0]
+    return _count(rng, step, *_span(rng, step))
 
 
 def _count(rng: Random, step: int, low: int, high: int) -> Task:
@@ -156,10 +155,11 @@ def _table(rng: Random) -> Task:
 
 
 def _multiples(rng: Random, most: int = 12) -> Task:
-    n, k = rng.randint(3, 15), rng.randint(2, most)
+    """Lines of the table, as many as asked for."""
+    n, k = rng.randint(3, 12), rng.randint(2, most)
     typed = NUMBER_WORDS[n] if n < len(NUMBER_WORDS) and rng.random() < 0.5 else str(n)
     question = _listed(rng, rng.choice(MULTIPLES)).format(n=typed, k=k)
-    answer = "\n".join(f"{i}. {k * i}" for i in range(1, n + 1))
+    answer = "\n".join(f"{k} x {i} = {k * i}" for i in range(1, n + 1))
     return Task(question, answer, f"The first {n} multiples of {k}.", f"multiples {n} {k}")
 
 
@@ -176,7 +176,7 @@ def _named(rng: Random) -> Task:
 
 _KINDS: dict[Split, dict[Callable[[Random], Task], int]] = {
     "test": {_counting: 52, _letters: 14, _table: 20, _multiples: 6, _named: 8},
-    "train": {_far_counting: 54, _letters: 15, _table: 14, partial(_multiples, most=25): 11, _named: 6},
+    "train": {_practice_counting: 54, _letters: 15, _table: 12, partial(_multiples, most=20): 14, _named: 5},
 }
 
 

@@ -36,7 +36,7 @@ BUCKETS = (
     Bucket(104, 2, 20),
     Bucket(120, 1, 24),
     Bucket(176, 1, 20),
-    Bucket(224, 5, 8),
+    Bucket(240, 5, 8),
     Bucket(304, 2, 12),
     Bucket(512, 3, 8),
     Bucket(80, 1, 32, images=1),
