@@ -14,6 +14,7 @@ from dgemma_jax import cache as kv
 from dgemma_jax.config import FULL, SLIDING, ModelConfig, TextConfig
 from dgemma_jax.model.diffusion_gemma import DiffusionGemma
 from dgemma_jax.model.masks import block_diffusion_masks
+from dgemma_jax.model.text import TextModel
 from dgemma_jax.training import head
 from dgemma_jax.training import objective as objective_module
 from dgemma_jax.training.corruption import corrupt, noise_levels
@@ -222,21 +223,25 @@ def test_canvases_of_its_own_change_what_is_denoised_and_not_what_is_read(model)
 
 
 def conditioned_by(model: DiffusionGemma, monkeypatch: pytest.MonkeyPatch, batch: Batch) -> Callable:
-    """The loss as a function of how strong the first prediction is that canvases are conditioned on."""
+    """The loss as a function of how far the first prediction, which canvases are conditioned on, is moved."""
+    away_11D = (
+        jnp.arange(CONFIG.text.hidden_size)[None, None] / CONFIG.text.hidden_size
+    )  # a length alone is normed away
 
-    def scaled(strength: jax.Array) -> jax.Array:
-        monkeypatch.setattr(
-            objective_module, "soft_embeddings", lambda text, x: strength * head.soft_embeddings(text, x)
-        )
+    def moved(by: jax.Array) -> jax.Array:
+        def soft_embeddings(text: TextModel, x_BTD: jax.Array) -> jax.Array:
+            return head.soft_embeddings(text, x_BTD) + by * away_11D
+
+        monkeypatch.setattr(objective_module, "soft_embeddings", soft_embeddings)
         return loss(model, batch, jax.random.key(3), Objective(blocks=2))[0]
 
-    return scaled
+    return moved
 
 
 def test_no_gradient_flows_into_the_first_prediction(model, monkeypatch) -> None:
-    of_strength = conditioned_by(model, monkeypatch, stack(rows(), 16, CONFIG, 1))
-    value, gradient = jax.value_and_grad(of_strength)(1.0)
-    assert value != of_strength(2.0), "it is conditioned on"
+    moved = conditioned_by(model, monkeypatch, stack(rows(), 16, CONFIG, 1))
+    value, gradient = jax.value_and_grad(moved)(0.0)
+    assert abs(value - moved(1.0)) > 1e-4, "it is conditioned on"
     assert gradient == 0.0
 
 
@@ -245,8 +250,8 @@ def test_every_second_row_is_conditioned_on_a_first_prediction(model, monkeypatc
     whole = stack(rows(), 16, CONFIG, 1)
     counts_B = np.isin(np.arange(4), counted)
     batch = whole._replace(prefix_B=whole.prefix_B * counts_B, blocks_B=whole.blocks_B * counts_B)
-    of_strength = conditioned_by(model, monkeypatch, batch)
-    assert (of_strength(1.0) != of_strength(2.0)) == depends
+    moved = conditioned_by(model, monkeypatch, batch)
+    assert (abs(moved(0.0) - moved(1.0)) > 1e-4) == depends
 
 
 def test_rows_are_filled_to_whole_canvases_and_never_cut() -> None:

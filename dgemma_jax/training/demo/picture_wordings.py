@@ -46,6 +46,7 @@ COLOUR_OF_ONE = (
     "What is the colour of this shape?",
     "Which colour does the shape have?",
     "Tell me the colour of the shape.",
+    "What colour does the shape have?",
     "What colour is the thing in the picture?",
 )
 SHAPE_OF_ONE = (

@@ -12,8 +12,6 @@ from dgemma_jax.training.demo.tool_request import draw_request, write_question
 FAMILY = "no_call"
 DECLINED = "I have no tool for that."
 THOUGHT = "No tool fits."
-ORDINARY: dict[Split, float] = {"train": 0.3, "test": 0.5}
-"""How many are ordinary questions. To see that no tool fits is what takes long to learn."""
 
 _ORDINARY: tuple[Callable[[Random, Split, bool], Example], ...] = (
     arithmetic.draw,
@@ -26,17 +24,10 @@ _ORDINARY: tuple[Callable[[Random, Split, bool], Example], ...] = (
 def draw(rng: Random, split: Split, thinking: bool) -> Example:
     """A question that no declared tool answers."""
     (count,) = rng.choices((1, 2, 3, 4), weights=(35, 35, 15, 15))
-    wanted: tuple[Tool, ...] = ()
-    if rng.random() < ORDINARY[split]:
-        asked, answer = _ordinary(rng, split)
-    else:
-        wanted = (_wanted(rng, split),)
-        asked, answer = write_question(rng, draw_request(rng, split, wanted[0]), plain=False), DECLINED
-    words = " ".join((asked, *(tool.noun for tool in wanted)))
+    asked, answer, noun = _ordinary(rng, split) if rng.random() < 0.5 else _declined(rng, split)
     tools: list[Tool] = []
     while len(tools) < count:
-        near = wanted if split == "train" else ()
-        tools = [tool for tool in draw_others(rng, split, near, count) if not _fits(tool, words)]
+        tools = [tool for tool in draw_others(rng, split, (), count) if not _fits(tool, f"{asked} {noun}")]
     return Example(
         family=FAMILY,
         messages=[user(asked), assistant(answer, THOUGHT if thinking else None)],
@@ -45,17 +36,17 @@ def draw(rng: Random, split: Split, thinking: bool) -> Example:
     )
 
 
-def _ordinary(rng: Random, split: Split) -> tuple[str, str]:
-    """Question and answer."""
+def _ordinary(rng: Random, split: Split) -> tuple[str, str, str]:
+    """Question, answer and an empty noun."""
     example = rng.choice(_ORDINARY)(rng, split, False)
-    return example.messages[-2]["content"], example.messages[-1]["content"]
+    return example.messages[-2]["content"], example.messages[-1]["content"], ""
 
 
-def _wanted(rng: Random, split: Split) -> Tool:
-    """A tool to ask for; "Add 3 and 4." needs none."""
+def _declined(rng: Random, split: Split) -> tuple[str, str, str]:
+    """Question, answer and the noun of the tool that it would need; "Add 3 and 4." needs none."""
     while (tool := draw_tool(rng, split)).verb == "add":
         pass
-    return tool
+    return write_question(rng, draw_request(rng, split, tool), plain=False), DECLINED, tool.noun
 
 
 def _fits(tool: Tool, asked: str) -> bool:
