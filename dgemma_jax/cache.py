@@ -72,6 +72,16 @@ def key_positions(cache: Cache) -> dict[LayerType, jax.Array]:
     return {kind: positions(kind) for kind in sorted(set(cache.layer_types))}
 
 
+def blank(cache: Cache, T: int) -> tuple[KeyValue, ...]:
+    """Keys and values of `T` tokens that mean nothing, as `append` takes them."""
+
+    def zeros(x_BKSC: jax.Array) -> jax.Array:
+        B, K, _, C = x_BKSC.shape
+        return jnp.zeros((B, K, T, C), x_BKSC.dtype)
+
+    return jax.tree.map(zeros, cache.layers)
+
+
 def append(cache: Cache, new: tuple[KeyValue, ...], count_B: jax.Array) -> Cache:
     """Writes the first `count_B` of the new tokens of each row behind what is there; the rest is padding.
 

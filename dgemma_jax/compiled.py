@@ -65,13 +65,8 @@ def commit(
     structure: Structure, numbers: list[jax.Array], cache: kv.Cache, canvas_BL: jax.Array, ended_B: jax.Array
 ) -> kv.Cache:
     """Reads a canvas of every row, unless all rows have ended. The cache is donated, as in `encode`."""
-    model, length = structure.model(numbers), jnp.full(len(canvas_BL), canvas_BL.shape[1], jnp.int32)
-    return jax.lax.cond(
-        jnp.all(ended_B),
-        lambda cache: cache,
-        lambda cache: model.encode(cache, canvas_BL, length, None),
-        cache,
-    )
+    length_B = jnp.full(len(canvas_BL), canvas_BL.shape[1], jnp.int32)
+    return structure.model(numbers).encode(cache, canvas_BL, jnp.where(jnp.all(ended_B), 0, length_B))
 
 
 @jax.jit

@@ -119,6 +119,17 @@ def test_padding_does_not_reach_the_cache(
     same(model.prefill(golden["tokens"]), wanted)
 
 
+def test_where_nothing_is_to_be_read_the_cache_stays_as_it_is(model: dgemma_jax.Model, golden: reading.Arrays) -> None:
+    before, canvas = model.prefill(golden["tokens"]), jnp.asarray(golden["canvas"], jnp.int32)
+    kept = jax.tree.map(np.array, before)
+    passed = encode(model, before, golden["tokens"], [0, 0])
+    after = compiled.commit(*model.flat, passed, canvas, jnp.array([True, True]))
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, after), kept)
+    # Of rows that have ended beside one that has not, the shapes stay and so do the passes.
+    longer = compiled.commit(*model.flat, after, canvas, jnp.array([True, False]))
+    assert longer.length_B.tolist() == (kept.length_B + canvas.shape[1]).tolist()
+
+
 def test_rows_of_different_lengths_are_each_read_to_their_own_end(
     model: dgemma_jax.Model, golden: reading.Arrays
 ) -> None:

@@ -33,10 +33,15 @@ class KeyValue(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """Keys and values, and which query may see which key (None: every query sees all)."""
+    """Keys and values, and which query may see which key (None: every query sees all).
+
+    used: the mask hides every key from this one on, in all rows, so that none of them need be read. None: not known,
+    or a gradient is to go back through the attention.
+    """
 
     key_value: KeyValue
     mask_BTS: jax.Array | None
+    used: jax.Array | None = None
 
 
 def attend(q_BTHC: jax.Array, segments: list[Segment]) -> jax.Array:
@@ -81,13 +86,23 @@ def _attend_in_blocks(q_BKTGC: jax.Array, segments: list[Segment], block: int) -
     least_BKTG1 = jnp.full((*q_BKTGC.shape[:-1], 1), MASKED, jnp.float32)
     running = _Running(least_BKTG1, jnp.zeros_like(least_BKTG1), jnp.zeros(q_BKTGC.shape, jnp.float32))
     for segment in segments:
-        S = segment.key_value.key_BKSC.shape[2]
-
-        def add(running: _Running, index: jax.Array, segment: Segment = segment, S: int = S) -> tuple[_Running, None]:
-            return _add_block(running, q_BKTGC, _block_of(segment, index * block, min(block, S))), None
-
-        running, _ = jax.lax.scan(add, running, jnp.arange(-(-S // block), dtype=jnp.int32))
+        running = _add_segment(running, q_BKTGC, segment, block)
     return running.out_BKTGC / running.total_BKTG1
+
+
+def _add_segment(running: _Running, q_BKTGC: jax.Array, segment: Segment, block: int) -> _Running:
+    S = segment.key_value.key_BKSC.shape[2]
+
+    def add(index: jax.Array, running: _Running) -> _Running:
+        return _add_block(running, q_BKTGC, _block_of(segment, index * block, min(block, S)))
+
+    if segment.used is None:
+        blocks = jnp.arange(-(-S // block), dtype=jnp.int32)
+        return jax.lax.scan(lambda running, index: (add(index, running), None), running, blocks)[0]
+    # A masked block adds exactly nothing to a row that has seen a key: its weights are zero, its scale is one. What it
+    # adds to one that has not is scaled to zero later. So the fullest row may say how many blocks all of them go
+    # through: each gets the bits that it gets beside any other.
+    return jax.lax.fori_loop(0, -(-segment.used // block), add, running)
 
 
 def _block_of(segment: Segment, start: jax.Array, size: int) -> Segment:

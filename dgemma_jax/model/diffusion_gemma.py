@@ -39,14 +39,22 @@ class DiffusionGemma(nnx.Module):
     def encode(
         self, cache: kv.Cache, tokens_BT: jax.Array, count_B: jax.Array, soft_BTD: jax.Array | None = None
     ) -> kv.Cache:
-        """Reads tokens causally behind what is cached. Of each row only the first `count_B` tokens count.
+        """Reads tokens causally behind what is cached. Of each row only the first `count_B` tokens count; where no row
+        has any, nothing is computed.
 
         `soft_BTD` has an image's soft token wherever the token is the image token. All soft tokens of an image
         must come in one call: they see each other.
         """
         position_BT = cache.length_B[:, None] + jnp.arange(tokens_BT.shape[1])[None]
-        output = self.read(tokens_BT, position_BT, cache, soft_BTD)
-        return pin_cache(kv.append(cache, output.key_values, count_B), self.text.mesh)
+        # The condition also keeps the cache from being copied: what it gives depends on every layer's look at the
+        # cache, so XLA sees that all of them are over where the first key is written. By itself a layer's key does not
+        # depend on what the layer attends to, and where it might be written too early XLA copies what is there.
+        new = jax.lax.cond(
+            jnp.any(count_B > 0),
+            lambda: self.read(tokens_BT, position_BT, cache, soft_BTD).key_values,
+            lambda: kv.blank(cache, tokens_BT.shape[1]),
+        )
+        return pin_cache(kv.append(cache, new, count_B), self.text.mesh)
 
     def read(
         self,

@@ -44,6 +44,11 @@ def canvas_past(key_position_BS: jax.Array, start_B: jax.Array, window: int | No
     return visible_BS[:, None]
 
 
+def filled(key_position_BS: jax.Array) -> jax.Array:
+    """Slots that hold a key in the fullest row. They are the first: a ring fills from slot 0 on, then stays full."""
+    return jnp.max(jnp.sum(key_position_BS >= 0, axis=1))
+
+
 def image_blocks(is_soft_BT: jax.Array) -> jax.Array:
     """Numbers runs of soft tokens 0, 1, ... in each row; -1 for every other token."""
     starts_BT = is_soft_BT & ~jnp.pad(is_soft_BT, ((0, 0), (1, 0)))[:, :-1]
@@ -59,8 +64,11 @@ def encoder_masks(
     """Masks of a prefill or commit pass; `key_positions` None where nothing is cached yet."""
 
     def masks(kind: LayerType, limit: int | None) -> Masks:
-        past = None if key_positions is None else encoder_past(key_positions[kind], position_BT, limit)
-        return Masks(past, encoder_self(position_BT.shape[1], image_block_BT, limit))
+        among = encoder_self(position_BT.shape[1], image_block_BT, limit)
+        if key_positions is None:
+            return Masks(None, among)
+        where_BS = key_positions[kind]
+        return Masks(encoder_past(where_BS, position_BT, limit), among, filled(where_BS))
 
     limits: dict[LayerType, int | None] = {SLIDING: window, FULL: None}
     return {kind: masks(kind, limits[kind]) for kind in (limits if key_positions is None else key_positions)}
@@ -69,7 +77,10 @@ def encoder_masks(
 def canvas_masks(key_positions: dict[LayerType, jax.Array], start_B: jax.Array, window: int) -> dict[LayerType, Masks]:
     """Masks of a denoising step."""
     limits: dict[LayerType, int | None] = {SLIDING: window, FULL: None}
-    return {kind: Masks(canvas_past(where, start_B, limits[kind]), None) for kind, where in key_positions.items()}
+    return {
+        kind: Masks(canvas_past(where_BS, start_B, limits[kind]), None, filled(where_BS))
+        for kind, where_BS in key_positions.items()
+    }
 
 
 def block_diffusion_masks(

@@ -27,10 +27,14 @@ from dgemma_jax.sharding import pin
 
 
 class Masks(NamedTuple):
-    """Who sees whom in one kind of layer: the cached keys, and the tokens among themselves. None: all."""
+    """Who sees whom in one kind of layer: the cached keys, and the tokens among themselves. None: all.
+
+    `used` of the cached keys, the first ones, are there in the fullest row; see `Segment`.
+    """
 
     past_BTS: jax.Array | None
     self_BTT: jax.Array | None
+    used: jax.Array | None = None
 
 
 class TextOutput(NamedTuple):
@@ -88,7 +92,7 @@ class TextModel(nnx.Module):
         x_BTD = pin(x_BTD, self.mesh, "rows", "tokens", "embed")
         for index, layer in enumerate(self.layers):
             mask = masks[layer.layer_type]
-            segment = None if past is None else Segment(past[index], mask.past_BTS)
+            segment = None if past is None else Segment(past[index], mask.past_BTS, mask.used)
             with jax.named_scope(f"layer_{index}"):
                 run = functools.partial(layer, mode=mode)
                 output = (jax.checkpoint(run) if remat else run)(x_BTD, turns[layer.layer_type], segment, mask.self_BTT)
