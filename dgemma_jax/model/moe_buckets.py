@@ -40,10 +40,10 @@ def capacity_buckets(x_AD: jax.Array, routing: Routing, gate_up_EFD: jax.Array, 
     sizes = (*(size for size in CAPACITIES if size < A), A)
     runs: list[Callable[..., jax.Array]] = [functools.partial(_run, size) for size in sizes]
     _, width, hidden = down_EDF.shape
-    # The kernels never ran on FP8.
-    is_fp8 = isinstance(gate_up_EFD, Quantized) and gate_up_EFD.is_fp8
-    if _on_gpu() and supports(hidden, width) and not is_fp8:
-        sizes = tuple(size for size in sizes if size <= max(CROWDED * A * X // E, CAPACITIES[0]))
+    if _on_gpu() and supports(hidden, width):
+        # Over all experts, of which a device may have some: then it has as many of the choices.
+        mean = A * X / routing.probability_AE.shape[1]
+        sizes = tuple(size for size in sizes if size <= max(CROWDED * mean, CAPACITIES[0]))
         runs = [*runs[: len(sizes)], _crowded]
     bucket = jnp.searchsorted(jnp.asarray(sizes), jnp.max(so_far_ZE[-1]))
     return jax.lax.switch(bucket, runs, x_AD, routing, rank_AX, gate_up_EFD, down_EDF)

@@ -24,7 +24,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
 from dgemma_jax.model.mlp import gelu
-from dgemma_jax.model.quantized import OFFSET, Quantized
+from dgemma_jax.model.quantized import FP8_UNIT, OFFSET, Quantized, fp8_by_bits
 from dgemma_jax.model.router import Routing
 
 BLOCK_ROWS = 32
@@ -69,7 +69,9 @@ class Blocks(NamedTuple):
 def _blocks(routing: Routing, E: int) -> Blocks:
     """Cuts the choices into blocks, by comparisons of all with all: each is one kernel, where a sort is several."""
     A, X = routing.expert_AX.shape
-    rows = BLOCK_ROWS if A * X <= E * BLOCK_ROWS else LARGE_BLOCK_ROWS
+    # Over all experts, of which a device may have some: then it has as many of the choices.
+    mean = A * X / routing.probability_AE.shape[1]
+    rows = BLOCK_ROWS if mean <= BLOCK_ROWS else LARGE_BLOCK_ROWS
     most = A * X // rows + min(E, A * X)
     expert_Z = routing.expert_AX.reshape(-1)
     index_Z, index_E = jnp.arange(A * X), jnp.arange(E)
@@ -164,8 +166,7 @@ def _parts(weight: Any) -> tuple[tuple[jax.Array, ...], Times]:
     scale = weight.scale.astype(jnp.float32)
     if weight.bits == 4:
         return (weight.values, scale), _times_4_bits
-    values = jax.lax.bitcast_convert_type(weight.values, jnp.float8_e4m3fn) if weight.is_fp8 else weight.values
-    return (values, scale), _times_8_bits
+    return (weight.values, scale * FP8_UNIT if weight.is_fp8 else scale), _times_8_bits
 
 
 def _times_full(
@@ -178,7 +179,7 @@ def _times_full(
         start = index * tiling.inputs
         x_RK = _rows(tiling, x_ref, row_R, start, tiling.inputs)
         return tuple(
-            total_RN + _dot(x_RK, _tile(tiling, weight_ref, expert, first, start, tiling.inputs).astype(x_RK.dtype))
+            total_RN + _dot(x_RK, _widened(_tile(tiling, weight_ref, expert, first, start, tiling.inputs), x_RK.dtype))
             for total_RN, first in zip(sums, firsts, strict=True)
         )
 
@@ -188,7 +189,7 @@ def _times_full(
 def _times_8_bits(
     tiling: Tiling, x_ref: Any, row_R: jax.Array, refs: Any, expert: jax.Array, firsts: tuple[jax.Array, ...]
 ) -> tuple[jax.Array, ...]:
-    """The same for eight bits, integers or floats: scaled at the end."""
+    """The same for eight bits, integers or floats: scaled at the end, floats by their unit too."""
     values_ref, scale_ref = refs
     sums = _times_full(tiling, x_ref, row_R, (values_ref,), expert, firsts)
     return tuple(
@@ -232,6 +233,11 @@ def _rows(tiling: Tiling, x_ref: Any, row_R: jax.Array, start: jax.Array, size: 
 
 def _tile(tiling: Tiling, ref: Any, expert: jax.Array, first: jax.Array, start: jax.Array, size: int) -> jax.Array:
     return plt.load(ref.at[expert, pl.ds(first, tiling.outputs), pl.ds(start, size)])
+
+
+def _widened(tile_NK: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """A tile in the type that is multiplied. 8-bit floats are bytes, which any card can widen, and lack their unit."""
+    return (fp8_by_bits(tile_NK) if tile_NK.dtype == jnp.uint8 else tile_NK).astype(dtype)
 
 
 def _dot(x_RK: jax.Array, weight_NK: jax.Array) -> jax.Array:

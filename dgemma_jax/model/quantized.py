@@ -23,6 +23,8 @@ from jax.sharding import NamedSharding
 TILE_NUMBERS = 2**20
 """Numbers of a tile on a CPU: 4 MiB of float32."""
 OFFSET = 8  # four bits hold 0 to 15 for -8 to 7
+FP8_UNIT = 256
+"""What an 8-bit float is of its bits as a half: 2 ** 8, the bias of 5 bits of exponent against that of 4."""
 
 
 @jax.tree_util.register_dataclass
@@ -78,16 +80,20 @@ def _from_fp8(values: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """Bytes of 8-bit floats, widened exactly. Weights are never NaN, which is not looked at."""
 
     def by_bits(values: jax.Array) -> jax.Array:
-        # As the upper bits of a half they are the number without 2 ** 8, the bias of 5 bits of exponent against that
-        # of 4; subnormal ones as well.
-        wide = values.astype(jnp.uint16)
-        half = jax.lax.bitcast_convert_type((wide & 0x80) << 8 | (wide & 0x7F) << 7, jnp.float16)
-        return (half.astype(jnp.float32) * 256).astype(dtype)
+        return (fp8_by_bits(values) * FP8_UNIT).astype(dtype)
 
     def by_device(values: jax.Array) -> jax.Array:
         return jax.lax.bitcast_convert_type(values, jnp.float8_e4m3fn).astype(dtype)
 
     return jax.lax.platform_dependent(values, cpu=by_bits, default=by_device)
+
+
+def fp8_by_bits(values: jax.Array) -> jax.Array:
+    """Bytes of 8-bit floats, widened exactly without knowing their type: float32, the numbers without `FP8_UNIT`."""
+    wide = values.astype(jnp.uint16)
+    # The upper bits of a half, of subnormal ones as well.
+    half = jax.lax.bitcast_convert_type((wide & 0x80) << 8 | (wide & 0x7F) << 7, jnp.float16)
+    return half.astype(jnp.float32)
 
 
 def product(x_AZ: jax.Array, weight: Quantized) -> jax.Array:

@@ -10,12 +10,14 @@ cumulative probability passes it, then the token in the group, whose logits are 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
+from dgemma_jax import sharding
 from dgemma_jax.model.attention import MASKED
 from dgemma_jax.model.parameter import einsum, slice_axis
 from dgemma_jax.model.text import TextModel
@@ -72,7 +74,7 @@ def predict_streaming(
     """As `head.predict`, equal to it but for the order of sums; no expected embedding is made where no row goes on.
 
     With a truncation the draws of rows that have bounds are made of their probabilities whole, a slice of positions at
-    a time: a second product with the embedding, which no other request pays for.
+    a time: a second product with the embedding, which no other row takes part in. See `_bounded`.
     """
 
     def swept(x_BLD: jax.Array, temperature_B: jax.Array, uniform_BL: jax.Array, goes_on_B: jax.Array) -> Swept:
@@ -105,9 +107,7 @@ def predict_swept(
     goes_on_B = jnp.ones(len(x_BLD), bool) if goes_on_B is None else goes_on_B
     sums, drawn_BL = swept(text.norm(x_BLD), temperature_B, uniform_BL, goes_on_B)
     if truncation is not None:
-        bounded_BL = predict_drawn(text, x_BLD, temperature_B, uniform_BL, truncation)
-        has_bounds_B = (truncation.top_k_B > 0) | (truncation.top_p_B < 1)
-        drawn_BL = jnp.where(has_bounds_B[:, None], bounded_BL, drawn_BL)
+        drawn_BL = _bounded(text, x_BLD, temperature_B, uniform_BL, truncation, drawn_BL)
     soft_BLD = (sums.soft_AD / sums.soft_total_A[..., None]).astype(text.embedding_VD.dtype) * text.embedding_scale
     return Prediction(
         argmax_BL=sums.argmax_A,
@@ -115,6 +115,37 @@ def predict_swept(
         entropy_BL=jnp.log(sums.total_A) + sums.spread_A / sums.total_A,
         soft_BLD=soft_BLD,
     )
+
+
+def _bounded(
+    text: TextModel,
+    x_BLD: jax.Array,
+    temperature_B: jax.Array,
+    uniform_BL: jax.Array,
+    truncation: Truncation,
+    drawn_BL: jax.Array,
+) -> jax.Array:
+    """The drawn tokens, of rows that have bounds again and within them: [B, L].
+
+    Row by row, so that one without bounds costs nothing; over a mesh one row of each device at a time.
+    """
+    mesh, B = text.mesh, len(x_BLD)
+    apart = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in sharding.axes_of("rows", B, mesh))
+
+    def draw_again(rows: tuple[jax.Array, jax.Array, jax.Array, Truncation, jax.Array]) -> jax.Array:
+        x_RLD, temperature_R, uniform_RL, truncation, drawn_RL = rows
+        has_bounds_R = (truncation.top_k_B > 0) | (truncation.top_p_B < 1)
+
+        def within() -> jax.Array:
+            return jnp.where(
+                has_bounds_R[:, None], predict_drawn(text, x_RLD, temperature_R, uniform_RL, truncation), drawn_RL
+            )
+
+        return jax.lax.cond(jnp.any(has_bounds_R), within, lambda: drawn_RL)
+
+    rows = (x_BLD, temperature_B, uniform_BL, truncation, drawn_BL)
+    cut = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(apart, -1, *x.shape[1:]), 1, 0), rows)
+    return jnp.moveaxis(jax.lax.map(draw_again, cut), 0, 1).reshape(drawn_BL.shape)
 
 
 def sweep(text: Vocabulary, x_AD: jax.Array, temperature_A1: jax.Array, goes_on_A: jax.Array) -> tuple[Sums, Groups]:

@@ -19,6 +19,7 @@ from golden import reading
 from tolerances import REORDERED
 
 import dgemma_jax
+from dgemma_jax import pretrained
 from dgemma_jax.checkpoint.names import entries
 from dgemma_jax.checkpoint.quantize import full, is_quantizable, matrix_shape
 from dgemma_jax.checkpoint.safetensors import CheckpointError
@@ -86,6 +87,22 @@ def test_logits_are_those_of_the_twin(backend: str, folder: Path, twin_model: dg
 def test_on_a_mesh_the_weights_are_full_and_those_of_the_twin(folder: Path, twin_model: dgemma_jax.Model) -> None:
     model = dgemma_jax.load(folder, dtype="float32", mesh="expert=2,model=2")
     jax.tree.map(np.testing.assert_array_equal, model.params, twin_model.params)
+
+
+def test_the_backend_is_chosen_for_weights_as_they_are_held(
+    folder: Path, twin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Quantised where they stay in 8 bits: not on a mesh, where they are full."""
+    held: list[bool] = []
+
+    def choose(*_: Any, quantized: bool) -> str:
+        held.append(quantized)
+        return "expert_blocks"
+
+    monkeypatch.setattr(pretrained, "choose_backend", choose)
+    for path, mesh in ((folder, None), (folder, "expert=2"), (twin, None)):
+        dgemma_jax.load(path, mesh=mesh)
+    assert held == [True, False, False]
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import math
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,11 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import ROUNDING
 
+import dgemma_jax
 from dgemma_jax.checkpoint.quantize import KINDS
 from dgemma_jax.config import DIFFUSION_GEMMA_26B_A4B, TextConfig
-from dgemma_jax.model.moe import BACKENDS, choose_backend
+from dgemma_jax.model import moe_all
+from dgemma_jax.model.moe import BACKENDS, all_experts, choose_backend, runs_as
 from dgemma_jax.model.router import Router, Routing
 from serve.config import ServeConfig
+from tools.module_cost import made, sizes
 
 E, D, F = 7, 16, 16
 COMPILED = {
@@ -120,6 +127,15 @@ def test_the_backend_is_chosen_by_device_and_by_what_all_experts_would_waste() -
     assert choose_backend(DIFFUSION_GEMMA_26B_A4B.text, "tpu", quantized=True) == "capacity_buckets"
 
 
+def test_the_log_names_the_backend_that_does_the_work(caplog: pytest.LogCaptureFixture) -> None:
+    """The TPU's kernel leaves quantised weights to buckets, by whomever it was named."""
+    assert [runs_as("gmm", quantized=quantized) for quantized in (False, True)] == ["gmm", "capacity_buckets"]
+    assert runs_as("grouped_blocks", quantized=True) == "grouped_blocks"
+    with caplog.at_level(logging.INFO):
+        dgemma_jax.load(reading.FOLDER / "text_only", quantize="int8", backend="gmm")
+    assert "experts run as capacity_buckets" in caplog.text
+
+
 def test_the_flags_of_the_server_name_all_backends_and_kinds_of_weights() -> None:
     fields = ServeConfig.__dataclass_fields__
     assert set(fields["moe_backend"].metadata["choices"]) == set(BACKENDS)
@@ -130,6 +146,60 @@ def test_no_device_gets_the_ragged_product_unasked() -> None:
     few: TextConfig = reading.model("window6").config.text
     for config in (few, DIFFUSION_GEMMA_26B_A4B.text):
         assert "ragged_dot" not in {choose_backend(config, platform) for platform in ("cpu", "gpu", "tpu")}
+
+
+def dense(tokens: int, dtype: str) -> tuple[jax.Array, Routing, jax.Array, jax.Array]:
+    """What few experts are run on; no two arrays of it and of what is made of it have as many numbers."""
+    experts, hidden, width = 8, 24, 40
+    chosen = np.argsort(np.random.default_rng(8).random((tokens, experts)), axis=-1)[:, :2]
+    x_AD, gate_up, down = numbers(9, tokens, width), numbers(10, experts, 2 * hidden, width), numbers(11, 8, 40, 24)
+    return x_AD.astype(dtype) * 6, routing_of(chosen, 12), gate_up.astype(dtype), down.astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_on_a_cpu_all_experts_read_the_weights_as_they_lie(dtype: str) -> None:
+    """Neither turned around nor widened."""
+    x_AD, routing, gate_up, down = dense(21, dtype)
+    module = jax.jit(all_experts).lower(x_AD, routing, gate_up, down).compile()
+    found = {math.prod(sizes(kind)) for _, kind in made(module.as_text())}
+    assert not found & {gate_up.size, down.size}
+    plain = jax.jit(moe_all.summed_plainly).lower(jnp.zeros((21, 8, 24), dtype), down).compile()
+    assert down.size in {math.prod(sizes(kind)) for _, kind in made(plain.as_text())}, "a copy would be seen"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_token_gets_the_same_of_all_experts_in_any_batch(dtype: str) -> None:
+    """To the bit."""
+    whole = COMPILED["all_experts"](*dense(96, dtype))
+    for tokens in (8, 32, 64):
+        x_AD, routing, *weights = dense(96, dtype)
+        few = COMPILED["all_experts"](x_AD[:tokens], Routing(*(part[:tokens] for part in routing)), *weights)
+        np.testing.assert_array_equal(whole[:tokens], few)
+
+
+def with_gradients(run: Callable[..., jax.Array], *inputs: jax.Array) -> tuple[jax.Array, ...]:
+    """What it makes, and how a number made of that changes with its inputs."""
+
+    def total(*inputs: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.sin(run(*inputs).astype(jnp.float32)))
+
+    return run(*inputs), *jax.grad(total, argnums=(0, 1))(*inputs)
+
+
+@pytest.mark.parametrize("product", ["made", "summed"])
+@pytest.mark.parametrize(("dtype", "within"), [("float32", ROUNDING), ("bfloat16", 0.01)])
+def test_products_with_weights_as_they_lie_are_the_plain_ones_and_so_are_their_gradients(
+    dtype: str, within: float, product: str
+) -> None:
+    """Of bfloat16 the last of eight bits may differ."""
+    x_AD, _, gate_up, down = dense(21, dtype)
+    hidden_AEF = numbers(13, 21, 8, 24).astype(dtype)
+    inputs = (x_AD, gate_up.reshape(-1, 40)) if product == "made" else (hidden_AEF, down)
+    quick, plain = (getattr(moe_all, f"{product}_{how}") for how in ("where_it_lies", "plainly"))
+    for found, wanted in zip(with_gradients(quick, *inputs), with_gradients(plain, *inputs), strict=True):
+        assert found.dtype == wanted.dtype == dtype
+        found, wanted = np.asarray(found, np.float32), np.asarray(wanted, np.float32)
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=within * np.abs(wanted).max())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

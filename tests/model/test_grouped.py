@@ -7,6 +7,7 @@ from contextlib import nullcontext
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from jax.sharding import AbstractMesh
@@ -14,6 +15,7 @@ from tolerances import ROUNDING
 
 from dgemma_jax.config import DIFFUSION_GEMMA_26B_A4B
 from dgemma_jax.model import moe_buckets, moe_grouped
+from dgemma_jax.model.expert_parallel import of_device
 from dgemma_jax.model.moe import all_experts
 from dgemma_jax.model.moe_buckets import capacity_buckets
 from dgemma_jax.model.moe_grouped import grouped_blocks, supports
@@ -21,6 +23,7 @@ from dgemma_jax.model.quantized import Quantized
 from dgemma_jax.model.router import Routing
 
 E, D, F = 6, 32, 32
+FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
 
 
 def numbers(seed: int, *shape: int) -> jax.Array:
@@ -55,15 +58,52 @@ def test_a_token_does_not_notice_the_others() -> None:
     np.testing.assert_array_equal(whole[:20], part)
 
 
+def first_half(routing: Routing) -> Routing:
+    """What a device is told that has the first half of the experts."""
+    return of_device(routing, jnp.int32(0), E // 2)
+
+
 def test_choices_of_experts_elsewhere_count_for_nothing() -> None:
     x_AD, gate_up, down = numbers(1, 30, D), numbers(2, E, 2 * F, D), numbers(3, E, D, F)
     routing = crowded(30)
-    here = routing.expert_AX < 3
-    local = routing._replace(
-        expert_AX=jnp.where(here, routing.expert_AX, 3), weight_AX=jnp.where(here, routing.weight_AX, 0)
-    )
+    local = first_half(routing)
     wanted = all_experts(x_AD, routing._replace(weight_AX=local.weight_AX), gate_up, down)
     np.testing.assert_allclose(grouped_blocks(x_AD, local, gate_up[:3], down[:3]), wanted, rtol=0, atol=ROUNDING)
+
+
+def test_the_rows_of_a_block_are_those_of_the_mean_expert_wherever_it_is() -> None:
+    """At most 32 rows an expert on average, over all devices."""
+    for tokens, rows in ((96, moe_grouped.BLOCK_ROWS), (97, moe_grouped.LARGE_BLOCK_ROWS)):
+        routing = crowded(tokens)
+        for local, experts in ((routing, E), (first_half(routing), E // 2)):
+            blocks = moe_grouped._blocks(local, experts)
+            assert len(blocks.token_Z) == rows * len(blocks.expert_J)
+
+
+def fp8_and_full(seed: int, *shape: int) -> tuple[Quantized, jax.Array]:
+    """A weight in 8-bit floats, each output channel with a scale, and the full one that it stands for."""
+    values = np.asarray(numbers(seed, *shape) * 100).astype(FP8)
+    scale = np.random.default_rng(seed).uniform(0.005, 0.015, shape[:-1]).astype(np.float32)
+    full = values.astype(np.float32) * scale[..., None]
+    return Quantized(jnp.asarray(values.view(np.uint8)), jnp.asarray(scale), 8), jnp.asarray(full)
+
+
+def test_weights_of_8_bit_floats_are_the_full_ones_they_stand_for() -> None:
+    x_AD, routing = numbers(1, 40, D), crowded(40)
+    (gate_up, full_gate_up), (down, full_down) = fp8_and_full(2, E, 2 * F, D), fp8_and_full(3, E, D, F)
+    wanted = all_experts(x_AD, routing, full_gate_up, full_down)
+    np.testing.assert_allclose(grouped_blocks(x_AD, routing, gate_up, down), wanted, rtol=0, atol=ROUNDING)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_8_bit_float_is_multiplied_as_the_number_it_is(dtype: str) -> None:
+    """All that are numbers, exactly: each input has a row of its own, which it alone is in."""
+    values = np.arange(256, dtype=np.uint8)
+    values[[0x7F, 0xFF]] = 0  # not numbers
+    weight = Quantized(jnp.asarray(values).reshape(1, 16, 16), jnp.ones((1, 16)), 8)
+    rows, expert = jnp.arange(16, dtype=jnp.int32), jnp.zeros(1, jnp.int32)
+    found = moe_grouped._run(jnp.eye(16, dtype=dtype), rows, expert, weight, gated=False)
+    np.testing.assert_array_equal(np.asarray(found, np.float32).T.ravel(), values.view(FP8).astype(np.float32))
 
 
 def test_matrices_that_cannot_be_cut_are_refused_with_their_sizes() -> None:
@@ -72,8 +112,19 @@ def test_matrices_that_cannot_be_cut_are_refused_with_their_sizes() -> None:
         grouped_blocks(numbers(1, 4, D), crowded(4), numbers(2, E, 10, D), numbers(3, E, D, 5))
 
 
-def test_on_a_gpu_buckets_leave_crowded_experts_to_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    x_AD, gate_up, down = numbers(1, 150, D), numbers(2, E, 2 * F, D), numbers(3, E, D, F)
+@pytest.mark.parametrize("kind", ["full", "fp8"])
+@pytest.mark.parametrize("devices", [1, 2])
+def test_on_a_gpu_buckets_leave_crowded_experts_to_the_kernels(
+    devices: int, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those with over twice the mean of all experts, 50 rows: the busiest has 150, and where all are even, 50."""
+    x_AD, (gate_up, full_gate_up), (down, full_down) = (
+        numbers(1, 150, D),
+        fp8_and_full(2, E, 2 * F, D),
+        fp8_and_full(3, E, D, F),
+    )
+    weights = (full_gate_up, full_down) if kind == "full" else (gate_up, down)
+    here = jax.tree.map(lambda part: part[: E // devices], weights)
     even = routing_of(np.stack([np.arange(150) % E, (np.arange(150) + 1) % E], axis=1))
     used: list[int] = []
 
@@ -85,10 +136,12 @@ def test_on_a_gpu_buckets_leave_crowded_experts_to_the_kernels(monkeypatch: pyte
     monkeypatch.setattr(moe_buckets, "CROWDED", 2)
     monkeypatch.setattr(moe_buckets, "_on_gpu", lambda: True)
     for routing, times in ((even, 0), (crowded(150), 1)):
-        found = jax.block_until_ready(capacity_buckets(x_AD, routing, gate_up, down))
+        local = routing if devices == 1 else first_half(routing)
+        found = jax.block_until_ready(capacity_buckets(x_AD, local, *here))
         jax.effects_barrier()
         assert len(used) == times
-        np.testing.assert_allclose(found, all_experts(x_AD, routing, gate_up, down), rtol=0, atol=ROUNDING)
+        wanted = all_experts(x_AD, routing._replace(weight_AX=local.weight_AX), full_gate_up, full_down)
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=ROUNDING)
 
 
 @pytest.fixture
@@ -122,8 +175,9 @@ def test_both_kernels_of_the_published_sizes_lower_for_cuda_without_a_device(kin
         scale = jax.ShapeDtypeStruct((experts, outputs, groups), jnp.bfloat16)
         return Quantized(jax.ShapeDtypeStruct((experts, outputs, inputs // 2), jnp.uint8), scale, 4)
 
-    chosen = jax.ShapeDtypeStruct((256, config.top_k_experts), jnp.int32)
-    routing = Routing(chosen, jax.ShapeDtypeStruct(chosen.shape, jnp.float32), jax.ShapeDtypeStruct((), jnp.float32))
+    forms = ((config.top_k_experts, jnp.int32), (config.top_k_experts, jnp.float32), (experts, jnp.float32))
+    routing = Routing(*(jax.ShapeDtypeStruct((256, size), kind) for size, kind in forms))
     x_AD = jax.ShapeDtypeStruct((256, width), jnp.float32 if kind == "float32" else jnp.bfloat16)
     traced = jax.jit(grouped_blocks).trace(x_AD, routing, weight(2 * hidden, width), weight(width, hidden))
-    assert traced.lower(lowering_platforms=("cuda",)).as_text().count("triton") == 2
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("triton") == 2 and "f8E4M3" not in text, "not every card knows 8-bit floats"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +14,12 @@ from golden import checking, reading
 from tolerances import BFLOAT16_RATIO, ROUNDING
 
 import dgemma_jax
+from dgemma_jax import sharding
 from dgemma_jax.config import GenerationConfig, TextConfig
 from dgemma_jax.model.text import TextModel
 from dgemma_jax.sampling import streaming
-from dgemma_jax.sampling.head import Prediction, predict
-from dgemma_jax.sampling.heads import choose_head
+from dgemma_jax.sampling.head import Prediction, predict, predict_drawn
+from dgemma_jax.sampling.heads import choose_head, head_of
 from dgemma_jax.sampling.options import PLAIN, SamplingOptions
 from dgemma_jax.sampling.settings import Settings
 from dgemma_jax.sampling.truncation import Truncation
@@ -166,6 +168,53 @@ def test_rows_with_bounds_draw_within_them_and_leave_the_others_as_they_were() -
     assert (np.asarray(alone.drawn_BL[1]) != np.asarray(alone.argmax_BL[1])).any()
 
 
+MIXED = [PLAIN, SamplingOptions(top_k=3), PLAIN, SamplingOptions(top_k=9, top_p=0.7)]
+
+
+@pytest.mark.parametrize(("options", "times"), [(MIXED, 2), ([PLAIN] * 4, 0), ([SamplingOptions(top_p=0.5)] * 4, 4)])
+def test_only_rows_with_bounds_pay_for_them_and_draw_as_all_together_would(
+    options: list[SamplingOptions], times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = scaled(text_model(1500), 2.0)
+    x_BLD, heat_B = states(4, 1.0), jnp.array([0.8, 0.6, 0.4, 0.5])
+    uniform_BL = clear_of_edges(text, x_BLD, heat_B)
+    bounds = Truncation(*(jnp.asarray([getattr(one, name) for one in options]) for name in ("top_k", "top_p")))
+    passes: list[int] = []
+
+    def watched(*arguments: Any) -> jax.Array:
+        jax.debug.callback(lambda: passes.append(1))
+        return predict_drawn(*arguments)
+
+    monkeypatch.setattr(streaming, "predict_drawn", watched)
+    _, streamed = both(text, x_BLD, heat_B, uniform_BL, bounds)
+    jax.effects_barrier()
+    assert len(passes) == times
+    together = predict_drawn(text, x_BLD, heat_B, uniform_BL, bounds)
+    _, plain = both(text, x_BLD, heat_B, uniform_BL)
+    for row, option in enumerate(options):
+        np.testing.assert_array_equal(streamed.drawn_BL[row], (together if option.truncates else plain.drawn_BL)[row])
+
+
+@pytest.mark.parametrize("wanted", ["data=2", "data=2,expert=2,model=2"])
+def test_rows_with_bounds_draw_alike_where_a_mesh_spreads_them(wanted: str) -> None:
+    """One row of each device at a time; of the second and third pair neither row has bounds."""
+    options = [*MIXED[1:3], PLAIN, PLAIN, PLAIN, PLAIN, PLAIN, MIXED[3]]
+    x_BLD, heat_B, bounds = states(8, 1.0), jnp.full(8, 0.6), Truncation.of(options)
+    alone, spread = scaled(text_model(1500), 2.0), scaled(text_model(1500), 2.0)
+    uniform_BL = clear_of_edges(alone, x_BLD, heat_B)
+    mesh = sharding.make_mesh(wanted, spread.config)
+    graphdef, state = nnx.split(sharding.spread(spread, mesh))
+
+    @jax.jit
+    def run(state: nnx.State, x_BLD: jax.Array) -> jax.Array:
+        text = nnx.merge(graphdef, state)
+        return head_of(text)(text, x_BLD, heat_B, uniform_BL, bounds, None).drawn_BL
+
+    found = run(sharding.place(state, mesh), sharding.by_row(x_BLD, mesh))
+    _, streamed = both(alone, x_BLD, heat_B, uniform_BL, bounds)
+    np.testing.assert_array_equal(found, streamed.drawn_BL)
+
+
 STREAMED = [("window6", "rows_stop_apart"), ("text_only", "two_canvases"), ("causal_images", "five_steps")]
 
 
@@ -191,6 +240,22 @@ def test_after_the_last_step_there_is_no_expected_embedding_but_all_else() -> No
     numbers = np.isfinite(np.asarray(last.soft_BLD)).all(axis=-1)[0]
     np.testing.assert_array_equal(np.flatnonzero(~numbers), [3])
     assert (np.asarray(last.soft_BLD)[0, numbers] == 0).all() and (np.asarray(other.soft_BLD)[0, numbers] != 0).any()
+
+
+def test_a_tile_adds_nothing_to_the_expected_embedding_where_no_row_can_draw_from_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its embeddings are infinite, so that a product with them shows, whatever it is multiplied with. Cold rows give it
+    a probability of exp(-1200), which float32 does not hold; for one hot row, with exp(-6), the product is made."""
+    monkeypatch.setitem(streaming.TILES, "cpu", 256)
+    text, x_BLD, cold, hot = text_model(768), jnp.ones((2, L, D)), 0.05, 10.0
+    text.embedding_VD[...] = jnp.zeros((768, D)).at[:, 0].set(-jnp.inf).at[:256, 0].set(-1e3).at[5, 0].set(1e3)
+    half = jnp.full((2, L), 0.5)
+    _, skipped = both(text, x_BLD, jnp.array([cold, cold]), half)
+    np.testing.assert_array_equal(skipped.soft_BLD[..., 0], 1e3 * text.embedding_scale)
+    np.testing.assert_array_equal(skipped.drawn_BL, 5)
+    _, mixed = both(text, x_BLD, jnp.array([cold, hot]), half)
+    assert not np.isfinite(mixed.soft_BLD[..., 0]).any()
 
 
 def test_a_row_is_the_same_alone_and_in_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
