@@ -1,4 +1,4 @@
-"""Clients of a server: requests of mixed lengths, asked so many at a time, and what became of each."""
+"""Clients of a server: requests of mixed lengths, no two alike, asked so many at a time, and what became of each."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ from typing import Any
 
 import aiohttp
 
+_TOLD = "Hello, I am {name} from {city}, and my number is {number}. "
 _QUESTIONS = (
-    "Hello!",
-    "What is the capital of France?",
-    "Count from 3 to 30.",
-    "What can you do?",
-    "Write the alphabet.",
-    "What is 7 plus 5?",
+    _TOLD + "What is my name?",
+    _TOLD + "What is my number?",
+    _TOLD + "Where do I live?",
+    "Count from {low} to {high}.",
+    "Give me the first {few} multiples of {low}.",
+    "What is {low} plus {few}?",
 )
+"""In words that the demo model knows. The answer follows from what is drawn: a text of another request shows."""
+_NAMES = "Anna Ben Clara David Emma Felix Grace Hugo Ivan Julia Karl Lena Mia Noah Olga Paul Rosa Sam Tim Uma"
+_CITIES = "Berlin Lima London Madrid Oslo Paris Rome Tokyo"
 _FILLER = "The weather was fine, the train was late, and nobody on the platform knew why. "
 _MOST_TOKENS = (16, 48, 96, 160)
 _LONG = (0, 0, 0, 2, 8, 20)
@@ -57,12 +61,16 @@ class Told:
 
 
 def workload(count: int, model: str, longest: int, seed: int) -> list[Asked]:
-    """Requests with prompts and limits of mixed lengths, each with a seed of its own; `longest` bounds the prompts."""
+    """Requests with prompts and limits of mixed lengths, no prompt twice, each with a seed of its own.
+
+    longest: characters of a prompt, where its question is no longer.
+    """
     rng = random.Random(seed)
-    made = []
+    made, known = [], set[str]()
     for index in range(count):
-        filler = _FILLER * min(rng.choice(_LONG), longest // len(_FILLER))
-        said = f"{filler}{rng.choice(_QUESTIONS)}"
+        while (said := _prompt(rng, longest)) in known:
+            pass
+        known.add(said)
         body = {
             "model": model,
             "messages": [{"role": "user", "content": said}],
@@ -74,6 +82,20 @@ def workload(count: int, model: str, longest: int, seed: int) -> list[Asked]:
         }
         made.append(Asked(index, body))
     return made
+
+
+def _prompt(rng: random.Random, longest: int) -> str:
+    low = rng.randrange(2, 150)
+    question = rng.choice(_QUESTIONS).format(
+        name=rng.choice(_NAMES.split()),
+        city=rng.choice(_CITIES.split()),
+        number=rng.randrange(1000),
+        low=low,
+        high=low + rng.randrange(3, 40),
+        few=rng.randrange(3, 16),
+    )
+    room = max(0, longest - len(question))
+    return _FILLER * min(rng.choice(_LONG), room // len(_FILLER)) + question
 
 
 async def drive(

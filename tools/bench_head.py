@@ -27,8 +27,8 @@ AGREE = {"float32": 1e-4, "bfloat16": 0.05}
 def add_command(commands: Any) -> None:
     """Declares the command."""
     parser = commands.add_parser("head", help="the vocabulary pass", description=__doc__)
-    bench_model.add_options(parser, context=False, mesh=False)
-    parser.add_argument("--rows", type=int, default=1, help="canvases (default %(default)s)")
+    bench_model.add_options(parser)
+    bench_model.add_rows(parser)
     parser.set_defaults(run=printing(measure))
 
 
@@ -60,7 +60,7 @@ def measure(options: argparse.Namespace) -> str:
         "temporaries MB": {name: temporaries(one) for name, one in compiled.items()},
         "streaming, times as fast as materialised": ratio(samples["materialised"], samples["streaming"]),
     }
-    settings = {**bench_model.settings_of(options, config), "rows": options.rows}
+    settings = bench_model.settings_of(options, config, bench_model.choice_of(options, config))
     return shown(report("head", settings, figures, peak, **more), options.json)
 
 

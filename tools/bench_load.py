@@ -1,13 +1,19 @@
-"""`bench load`: loading a checkpoint, and compiling a denoising step without and with a compilation cache."""
+"""`bench load`: loading a checkpoint, and compiling a denoising step without and with a compilation cache.
+
+Loading is held against plain reads of the same files and a plain copy of as many bytes to the device, the slower of
+them. Not on a CPU that is given full weights: there files may be mapped, and what was loaded is not read yet.
+"""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,10 +23,14 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
 import dgemma_jax
+from dgemma_jax.checkpoint.load import ORBAX_FOLDER, THREADS
 from dgemma_jax.sharding import describe
 from tools.bench_model import add_mesh
 from tools.bench_report import printing, report, shown
 from tools.bench_step import prepared
+
+PIECE, COPIED = 2**26, 2**29
+"""Bytes of a plain read, and of a plain copy."""
 
 T = TypeVar("T")
 
@@ -37,29 +47,80 @@ def add_command(commands: Any) -> None:
 
 
 def measure(options: argparse.Namespace) -> str:
-    """Measures and reports. Every figure is of one run: a file that was read once is in memory the next time."""
+    """Measures and reports. Every figure is of one run, of files that the system was asked to forget before."""
     jax.block_until_ready(jnp.zeros(1))  # the device's own start is not the checkpoint's
+    reading = read_seconds(files := weight_files(options.checkpoint))
+    forget(files)
     before = peak_memory()
     choices = {"mesh": options.mesh, "quantize": options.quantize}
     model, loading = timed(lambda: ready(dgemma_jax.load(options.checkpoint, options.dtype, **choices)))
     after = peak_memory()
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
-    cache = model.prefill(np.zeros((1, 1), np.int64))
-    with fresh_cache():
-        _, first = timed(lambda: prepared(model, cache))
-        jax.clear_caches()
-        _, second = timed(lambda: prepared(model, cache))
-    times = {"load": loading, "compile a step": first, "compile it again, cached": second}
+    times = {"load": loading, **compiling(model)}
     figures = [{"name": name, "median_ms": seconds * 1e3, "spread_ms": 0.0} for name, seconds in times.items()]
+    on_cpu = jax.default_backend() == "cpu"
+    copying = 0.0 if on_cpu else weights / copy_rate()
+    if options.quantize or not on_cpu:
+        floor = max(reading, copying)
+        figures[0] |= {"floor_ms": floor * 1e3, "share": floor / loading}
     more = {
         "weights GB": weights / 1e9,
         "GB/s": weights / 1e9 / loading,
+        "plain reads of the files, s": reading,
+        "plain copies to the device, s": copying,
         # Pages of the mapped files that were touched count too.
         "peak resident GB": {"before": before / 1e9, "loaded": after / 1e9},
     }
     settings = {"model": str(options.checkpoint), "dtype": options.dtype, "quantize": options.quantize}
     settings["mesh"] = describe(model.mesh)
     return shown(report("load", settings, figures, **more), options.json)
+
+
+def compiling(model: dgemma_jax.Model) -> dict[str, float]:
+    """Seconds that it takes to compile a step, and again where what was compiled is kept in a folder."""
+    cache = model.prefill(np.zeros((1, 1), np.int64))
+    with fresh_cache():
+        _, first = timed(lambda: prepared(model, cache))
+        jax.clear_caches()
+        _, second = timed(lambda: prepared(model, cache))
+    return {"compile a step": first, "compile it again, cached": second}
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a checkpoint's weights."""
+    orbax = folder / ORBAX_FOLDER
+    found = orbax.rglob("*") if orbax.is_dir() else folder.glob("*.safetensors")
+    return sorted(path for path in found if path.is_file())
+
+
+def forget(files: list[Path]) -> None:
+    """Asks the system to forget what it keeps of files in memory, so that they are read from where they lie."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    for path in files:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())  # what is not written yet is not forgotten
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def read_seconds(files: list[Path]) -> float:
+    """How long plain reads of forgotten files take, pieces of them at the same time as loading reads tensors."""
+    forget(files)
+    starts = [(path, start) for path in files for start in range(0, path.stat().st_size, PIECE)]
+
+    def read(piece: tuple[Path, int]) -> None:
+        with piece[0].open("rb", buffering=0) as file:
+            file.seek(piece[1])
+            file.read(PIECE)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return timed(lambda: list(pool.map(read, starts)))[1]
+
+
+def copy_rate() -> float:
+    """Bytes a second from the host's memory to a device: the best of three."""
+    numbers = np.ones(COPIED, np.uint8)
+    return COPIED / min(timed(lambda: jax.block_until_ready(jax.device_put(numbers)))[1] for _ in range(3))
 
 
 @contextlib.contextmanager

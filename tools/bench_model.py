@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,30 +17,52 @@ import dgemma_jax
 from dgemma_jax.checkpoint.names import abstract_model
 from dgemma_jax.config import PRESETS, GenerationConfig, ModelConfig
 from dgemma_jax.config_json import read_model_config
-from dgemma_jax.model.diffusion_gemma import DiffusionGemma
 from dgemma_jax.model.moe import BACKENDS, choose_backend
+from dgemma_jax.model.quantized import Quantized
 from dgemma_jax.sampling.heads import HEADS, choose_head
-from dgemma_jax.sharding import describe, make_mesh, parameter_sharding, spread
+from dgemma_jax.sharding import describe, make_mesh, spread
+from tools.bench_weights import KINDS, filled, loudness
 from tools.options import positive
 
 
-def add_options(parser: argparse.ArgumentParser, *, context: bool = True, mesh: bool = True) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """What every benchmark of a model takes."""
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--preset", choices=sorted(PRESETS), default="mini", help="a known size, random weights (default %(default)s)"
     )
+    which.add_argument("--config", type=Path, metavar="DIR", help="random weights for the config.json of a folder")
     which.add_argument("--checkpoint", type=Path, metavar="DIR", help="a checkpoint folder instead")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="float32", help="default %(default)s")
     parser.add_argument("--moe-backend", choices=sorted(BACKENDS), help="how the experts run (default: by device)")
     parser.add_argument("--head", choices=sorted(HEADS), help="how the vocabulary is passed over (default: by size)")
     parser.add_argument("--repeats", type=positive, default=5, help="rounds (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and tokens (default %(default)s)")
-    if mesh:
-        add_mesh(parser)
-    if context:
-        parser.add_argument("--context", type=positive, default=512, help="prompt tokens (default %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def add_layers(parser: argparse.ArgumentParser) -> None:
+    """What benchmarks of layers take besides."""
+    add_mesh(parser)
+    parser.add_argument("--quantize", choices=KINDS, help="weights of 8 or 4 bits; fp8 of random ones (default: full)")
+    parser.add_argument(
+        "--skew",
+        type=float,
+        default=1.0,
+        metavar="TIMES",
+        help="of random weights, tokens of the busiest expert, about, in parts of the mean (default: as chance has it)",
+    )
+
+
+def add_prompts(parser: argparse.ArgumentParser) -> None:
+    """What benchmarks of canvases behind prompts take besides."""
+    parser.add_argument("--context", type=positive, default=512, help="prompt tokens (default %(default)s)")
+    add_rows(parser)
+
+
+def add_rows(parser: argparse.ArgumentParser) -> None:
+    """How many canvases are together."""
+    parser.add_argument("--rows", type=positive, default=1, help="canvases (default %(default)s)")
 
 
 def add_mesh(parser: argparse.ArgumentParser) -> None:
@@ -56,53 +78,68 @@ def mesh_of(options: argparse.Namespace, config: ModelConfig) -> Mesh | None:
 
 
 def config_of(options: argparse.Namespace) -> ModelConfig:
-    """The configuration alone."""
-    return read_model_config(options.checkpoint) if options.checkpoint else PRESETS[options.preset]
+    """The configuration alone; of random weights without the vision tower, which nothing here runs."""
+    if options.checkpoint:
+        return read_model_config(options.checkpoint)
+    config = read_model_config(options.config) if options.config else PRESETS[options.preset]
+    return dataclasses.replace(config, vision=None)
 
 
-def backends_of(options: argparse.Namespace, config: ModelConfig) -> tuple[str, str]:
-    """How experts and vocabulary run."""
-    backend = options.moe_backend or choose_backend(config.text, jax.default_backend())
-    return backend, options.head or choose_head(config.text)
+class Choice(NamedTuple):
+    """How experts and vocabulary run, and in what the matrices of layers are: one of `KINDS`, None for full ones."""
+
+    backend: str
+    head: str
+    quantize: str | None
+
+
+def choice_of(options: argparse.Namespace, config: ModelConfig) -> Choice:
+    """What is asked for, or follows from the device."""
+    quantize = options.quantize if "quantize" in options else None
+    backend = options.moe_backend or choose_backend(config.text, jax.default_backend(), quantized=quantize is not None)
+    return Choice(backend, options.head or choose_head(config.text), quantize)
+
+
+def choice_in(model: dgemma_jax.Model) -> Choice:
+    """What a model does."""
+    text = nnx.merge(model.graphdef, model.params).text
+    experts = text.layers[0].experts
+    matrix = experts.gate_up_EFD[...]
+    quantize = None
+    if isinstance(matrix, Quantized):
+        quantize = "fp8" if matrix.is_fp8 else f"int{matrix.bits}"
+    return Choice(experts.backend, text.head, quantize)
 
 
 def model_of(options: argparse.Namespace) -> dgemma_jax.Model:
-    """The model, on its devices."""
-    config, dtype = config_of(options), jnp.dtype(options.dtype)
-    backend, head = backends_of(options, config)
+    """The model, on its devices. Raises ValueError for a skew that cannot be."""
     if options.checkpoint:
-        return dgemma_jax.load(options.checkpoint, dtype=options.dtype, mesh=options.mesh, backend=backend, head=head)
-    mesh = mesh_of(options, config)
-    if mesh is None:
-        graphdef, params = nnx.split(DiffusionGemma(config, nnx.Rngs(options.seed), dtype, backend, head))
-    else:
-        graphdef, params = nnx.split(spread(abstract_model(config, dtype, backend, head), mesh))
-        places = jax.tree.map(
-            lambda leaf: leaf.replace(parameter_sharding(leaf, mesh)),
-            params,
-            is_leaf=lambda x: isinstance(x, nnx.Variable),
+        if options.skew != 1:
+            raise ValueError("--skew is of random weights: a checkpoint routes as it does")
+        choices = {"mesh": options.mesh, "quantize": options.quantize}
+        return dgemma_jax.load(
+            options.checkpoint, options.dtype, backend=options.moe_backend, head=options.head, **choices
         )
-
-        def fresh() -> nnx.State:
-            return nnx.state(DiffusionGemma(config, nnx.Rngs(options.seed), dtype, backend, head))
-
-        params = jax.jit(fresh, out_shardings=places)()  # each device makes its own part
+    config, dtype = config_of(options), jnp.dtype(options.dtype)
+    backend, head, quantize = choice_of(options, config)
+    mesh, loud = mesh_of(options, config), loudness(config.text, options.skew)
+    graphdef, state = nnx.split(spread(abstract_model(config, dtype, backend, head), mesh))
+    params = filled(state, options.seed, quantize=quantize, loud=loud, mesh=mesh)
     return dgemma_jax.Model(config, GenerationConfig(), None, None, dtype, graphdef, params, mesh)
 
 
-def settings_of(options: argparse.Namespace, model: ModelConfig) -> dict[str, Any]:
+def settings_of(options: argparse.Namespace, config: ModelConfig, choice: Choice) -> dict[str, Any]:
     """What a report says of them."""
-    backend, head = backends_of(options, model)
-    found = {"model": str(options.checkpoint or options.preset), "dtype": options.dtype}
-    found |= {"canvas": model.canvas_length, "experts": backend, "head": head, "rounds": options.repeats}
+    found = {"model": str(options.checkpoint or options.config or options.preset), "dtype": options.dtype}
+    found |= {"canvas": config.canvas_length, "experts": choice.backend, "head": choice.head, "rounds": options.repeats}
     if "mesh" in options:
-        found["mesh"] = describe(mesh_of(options, model))
-    return found | ({"context": options.context} if "context" in options else {})
+        found |= {"mesh": describe(mesh_of(options, config)), "quantize": choice.quantize, "skew": options.skew}
+    return found | {name: getattr(options, name) for name in ("context", "rows", "tokens") if name in options}
 
 
 def tokens_of(options: argparse.Namespace, config: ModelConfig, count: int) -> np.ndarray:
-    """Random tokens, [1, count]."""
-    return np.random.default_rng(options.seed).integers(0, config.text.vocab_size, (1, count))
+    """Random tokens, [rows, count]."""
+    return np.random.default_rng(options.seed).integers(0, config.text.vocab_size, (options.rows, count))
 
 
 def endless(generation: GenerationConfig, steps: int) -> GenerationConfig:

@@ -64,9 +64,9 @@ def shown(found: dict[str, Any], as_json: bool) -> str:
 
 
 def _line(figure: dict[str, Any]) -> str:
-    text = f"{figure['name']:34}{figure['median_ms']:12,.1f}{figure['spread_ms']:10,.1f}"
+    text = f"{figure['name']:34}{figure['median_ms']:12,.2f}{figure['spread_ms']:10,.2f}"
     if "share" in figure:
-        text += f"{figure['floor_ms']:11,.1f}{figure['share']:12.0%} "
+        text += f"{figure['floor_ms']:11,.2f}{figure['share']:12.0%} "
     return text
 
 

@@ -1,8 +1,9 @@
-"""`bench step`: one denoising step of one canvas, alone or against transformers on the same weights."""
+"""`bench step`: one denoising step of one canvas or several, alone or against transformers on the same weights."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,7 +14,10 @@ from flax import nnx
 import dgemma_jax
 from dgemma_jax import compiled
 from dgemma_jax.cache import Cache
+from dgemma_jax.config import TextConfig
 from dgemma_jax.model.moe_blocks import BLOCK_ROWS
+from dgemma_jax.model.router import Routing
+from dgemma_jax.model.text import TextOutput
 from dgemma_jax.sampling import denoise
 from dgemma_jax.sampling.draws import KeyedDraws, row_keys
 from dgemma_jax.sampling.settings import Settings
@@ -24,6 +28,7 @@ from tools.bench_timing import Sample, figure, interleaved, peak_candidates, pea
 from tools.module_cost import matrix_flops
 
 OURS, THEIRS = "denoising step", "transformers"
+BUSIEST = "busiest expert, times the mean"
 AGREE = 1e-3
 """Largest difference of logits, which reach 30, that two float32 implementations may have at this size."""
 
@@ -32,19 +37,27 @@ def add_command(commands: Any) -> None:
     """Declares the command."""
     parser = commands.add_parser("step", help="a denoising step", description=__doc__)
     bench_model.add_options(parser)
-    parser.add_argument("--against", choices=("transformers",), help="run it too, in turn, once the logits agree")
+    bench_model.add_layers(parser)
+    bench_model.add_prompts(parser)
+    parser.add_argument(
+        "--against", choices=("transformers",), help="run it too, in turn, once the logits agree; one canvas in float32"
+    )
     parser.set_defaults(run=printing(measure))
 
 
 def measure(options: argparse.Namespace) -> str:
-    """Measures and reports."""
+    """Measures and reports. Raises ValueError for a comparison that would mean nothing."""
+    if options.against and (options.dtype, options.rows, options.quantize) != ("float32", 1, None):
+        raise ValueError(
+            "--against compares one canvas in float32, where logits can be: no --dtype, --rows, --quantize"
+        )
     model = bench_model.model_of(options)
-    config, width = model.config, model.dtype.itemsize
+    config, choice = model.config, bench_model.choice_in(model)
     tokens = bench_model.tokens_of(options, config, options.context)
     cache = model.prefill(tokens)
     step, arguments = prepared(model, cache)
     candidates: dict[str, Any] = {**peak_candidates(model.dtype), OURS: lambda: step(*arguments)}
-    more: dict[str, Any] = {}
+    more: dict[str, Any] = {BUSIEST: spans(busiest(routings(model, cache, arguments[2]), config.text))}
     if options.against:
         from tools.bench_transformers import Peer
 
@@ -54,21 +67,22 @@ def measure(options: argparse.Namespace) -> str:
         candidates[THEIRS] = peer.step
     samples = interleaved(candidates, options.repeats)
     peak = peaks(samples, model.mesh)
-    work = roofline.step(config.text, config.canvas_length, options.context, width)
-    figures = [figure(OURS, samples[OURS], work, peak)]
+    sizes = (config.canvas_length, options.context, model.dtype.itemsize, options.rows)
+    work = roofline.step(config.text, *sizes, choice.quantize)
+    figures = [figure(name, samples[name], work, peak) for name in (OURS, THEIRS) if name in samples]
     if THEIRS in samples:
-        figures.append(figure(THEIRS, samples[THEIRS], work, peak))
         more["times as fast as transformers"] = ratio(samples[THEIRS], samples[OURS])
-    more |= module(step, model, work)
-    return shown(report("step", bench_model.settings_of(options, config), figures, peak, **more), options.json)
+    more |= module(step, model, options.rows, work)
+    settings = bench_model.settings_of(options, config, choice)
+    return shown(report("step", settings, figures, peak, **more), options.json)
 
 
 def prepared(model: dgemma_jax.Model, cache: Cache) -> tuple[jax.stages.Compiled, tuple]:
-    """A step in the middle of a canvas, compiled, and its arguments."""
-    config = model.config
-    seed, index = jnp.zeros((1, 2), jnp.uint32), jnp.zeros(1, jnp.int32)
-    draws = KeyedDraws(row_keys(seed, index), config.canvas_length, config.text.vocab_size)
-    settings = Settings.of(bench_model.endless(model.generation, 48), 1)
+    """A step in the middle of a canvas of every row of the cache, compiled, and its arguments."""
+    config, rows = model.config, len(cache.length_B)
+    seed = jnp.stack([jnp.zeros(rows, jnp.uint32), jnp.arange(rows, dtype=jnp.uint32)], axis=1)
+    draws = KeyedDraws(row_keys(seed, jnp.zeros(rows, jnp.int32)), config.canvas_length, config.text.vocab_size)
+    settings = Settings.of(bench_model.endless(model.generation, 48), rows)
     start = denoise.start(nnx.merge(model.graphdef, model.params), draws, settings)
     if model.mesh is not None:  # a program takes its arguments where it was compiled to find them
         start, settings, draws = place((start, settings, draws), model.mesh)
@@ -76,6 +90,31 @@ def prepared(model: dgemma_jax.Model, cache: Cache) -> tuple[jax.stages.Compiled
     step = compiled.denoise_step.lower(*model.flat, cache, start, settings, draws).compile()
     state = step(model.flat[1], cache, start, settings, draws)
     return step, (model.flat[1], cache, state, settings, draws)
+
+
+def routings(model: dgemma_jax.Model, cache: Cache, state: denoise.State) -> tuple[Routing, ...]:
+    """How every layer of the next step routes. Run layer by layer, so that each kind of layer is compiled once."""
+    part = nnx.merge(model.graphdef, model.params)
+    run, outputs = part.text.run, []
+
+    def remember(*arguments: Any) -> TextOutput:
+        outputs.append(run(*arguments))
+        return outputs[0]
+
+    part.text.run = remember
+    part.denoise(cache, state.canvas_BL, state.soft_BLD)
+    return outputs[0].routings
+
+
+def busiest(routings: Sequence[Routing], config: TextConfig) -> list[float]:
+    """Of each routing, the tokens of the busiest expert in parts of the mean."""
+    loads = [np.bincount(np.ravel(routing.expert_AX), minlength=config.num_experts) for routing in routings]
+    return [float(load.max() / load.mean()) for load in loads]
+
+
+def spans(values: list[float]) -> dict[str, float]:
+    """Of values by layer."""
+    return {"first layer": values[0], "last": values[-1], "most": max(values)}
 
 
 def agreement(model: dgemma_jax.Model, cache: Cache, peer: Any, seed: int) -> float:
@@ -87,7 +126,7 @@ def agreement(model: dgemma_jax.Model, cache: Cache, peer: Any, seed: int) -> fl
         theirs = peer.logits(canvas, previous)
         ours = np.asarray(model.denoise_logits(cache, canvas, previous))
         worst, previous = max(worst, float(np.abs(ours - theirs).max())), theirs
-    if model.dtype == jnp.float32 and worst > AGREE:
+    if worst > AGREE:
         raise ValueError(f"the logits differ by {worst:.2g}, wanted at most {AGREE}: a time would mean nothing")
     return worst
 
@@ -98,11 +137,11 @@ def ratio(slow: Sample, fast: Sample) -> dict[str, float]:
     return {"median": slow.median / fast.median, "worst": min(rounds), "best": max(rounds)}
 
 
-def module(step: jax.stages.Compiled, model: dgemma_jax.Model, work: roofline.Work) -> dict[str, Any]:
+def module(step: jax.stages.Compiled, model: dgemma_jax.Model, rows: int, work: roofline.Work) -> dict[str, Any]:
     """What the compiled module says of itself, where its text can be counted."""
     found: dict[str, Any] = {"temporaries MB": temporaries(step)}
     text, devices = model.config.text, 1 if model.mesh is None else model.mesh.size
-    blocks = model.config.canvas_length * text.top_k_experts // BLOCK_ROWS + text.num_experts  # at most
+    blocks = rows * model.config.canvas_length * text.top_k_experts // BLOCK_ROWS + text.num_experts  # at most
     try:
         found["arithmetic, of the useful"] = matrix_flops(step.as_text() or "", blocks) * devices / work.flops
     except ValueError as error:

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from tools.roofline import Work
 
 MATRIX, COPY = "machine: matrix product", "machine: copy"
-_MATRIX_SIZE, _COPY_BYTES = {"cpu": 2048}, {"cpu": 2**27}
+_MATRIX_SIZE, _COPY_BYTES, _CALLS = {"cpu": 2048}, {"cpu": 2**27}, {"cpu": 1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,13 +50,20 @@ class Peaks:
 
 
 def interleaved(candidates: dict[str, Callable[[], Any]], repeats: int) -> dict[str, Sample]:
-    """One warm-up of each, then as many rounds of all of them in turn, each waited for."""
+    """One warm-up of each, then as many rounds of all of them in turn: seconds of a call.
+
+    On an accelerator a round is several calls, of which the last is waited for: as in the loop over steps it then need
+    not wait for the host in between. CPU devices might run them beside each other.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for round_ in range(repeats + 1):
+        calls = _CALLS.get(jax.default_backend(), 10) if round_ else 1
         for name, run in candidates.items():
             start = time.perf_counter()
-            jax.block_until_ready(run())
-            taken = time.perf_counter() - start
+            for _ in range(calls):
+                result = run()
+            jax.block_until_ready(result)
+            taken = (time.perf_counter() - start) / calls
             if round_:
                 seconds[name].append(taken)
             print(f"{name}: {'warm-up' if not round_ else f'round {round_}'} {taken:.3f} s", file=sys.stderr)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from dgemma_jax.config import SLIDING, TextConfig
+from dgemma_jax.checkpoint.quantize import group_size
+from dgemma_jax.config import SLIDING, LayerType, TextConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,17 +19,31 @@ class Work:
     flops: float
     bytes: float
 
+    def __add__(self, other: Work) -> Work:
+        """One after the other."""
+        return Work(self.flops + other.flops, self.bytes + other.bytes)
+
     def seconds(self, flops_per_second: float, bytes_per_second: float) -> float:
         """The least time on a machine with these peaks, arithmetic and reading at the same time."""
         return max(self.flops / flops_per_second, self.bytes / bytes_per_second)
 
 
-def experts(config: TextConfig, tokens: int, width: int) -> Work:
-    """The experts of one layer; `width` bytes a number."""
-    one = 3 * config.hidden_size * config.moe_intermediate_size
+def experts(config: TextConfig, tokens: int, width: int, kind: str | None = None) -> Work:
+    """The experts of one layer; `width` bytes a number, unless the matrices of layers are quantised as `kind` says."""
+    D, F = config.hidden_size, config.moe_intermediate_size
     # Evenly spread: an expert is missed by a token as often as it is not among its chosen ones.
     read = config.num_experts * (1 - (1 - config.top_k_experts / config.num_experts) ** tokens)
-    return Work(2.0 * tokens * config.top_k_experts * one, read * one * width)
+    one = matrix_bytes(2 * F, D, width, kind) + matrix_bytes(D, F, width, kind)
+    return Work(6.0 * tokens * config.top_k_experts * D * F, read * one)
+
+
+def matrix_bytes(outputs: int, inputs: int, width: int, kind: str | None) -> float:
+    """A matrix of a layer, with its scales."""
+    if kind is None:
+        return outputs * inputs * width
+    if kind == "int4":
+        return outputs * (inputs / 2 + 2 * (inputs // group_size(inputs)))
+    return outputs * (inputs + 4)
 
 
 def head(config: TextConfig, tokens: int, width: int) -> Work:
@@ -37,28 +52,46 @@ def head(config: TextConfig, tokens: int, width: int) -> Work:
     return Work(4.0 * tokens * one, one * width)
 
 
-def layers(config: TextConfig, tokens: int, context: int, width: int) -> Work:
-    """All layers, for so many tokens behind so many cached ones; the tokens see each other."""
-    flops, numbers = 0.0, 0.0
-    for kind in config.layer_types:
-        size, kv = config.head_size(kind), config.key_value_heads(kind)
-        projections = 2 if kind == SLIDING else 1
-        attention = config.hidden_size * size * (2 * config.num_attention_heads + projections * kv)
-        dense = attention + 3 * config.hidden_size * config.intermediate_size + config.hidden_size * config.num_experts
-        cached = min(context, config.sliding_window - 1) if kind == SLIDING else context
-        flops += 2.0 * tokens * dense + 4.0 * tokens * (cached + tokens) * config.num_attention_heads * size
-        numbers += dense + 2 * cached * kv * size
-    of_experts = experts(config, tokens, width)
-    count = config.num_hidden_layers
-    return Work(flops + count * of_experts.flops, numbers * width + count * of_experts.bytes)
+def layers(config: TextConfig, tokens: int, context: int, width: int, rows: int = 1, kind: str | None = None) -> Work:
+    """All layers, for each row so many tokens behind so many cached ones; the tokens of a row see each other."""
+    parts = (_layer(config, each, tokens, context, width, rows, kind) for each in config.layer_types)
+    return sum(parts, Work(0, 0))
 
 
-def step(config: TextConfig, canvas: int, context: int, width: int) -> Work:
-    """A denoising step of one canvas: self-conditioning, layers, vocabulary."""
-    conditioning = 3 * config.hidden_size * config.intermediate_size
-    parts = (
-        Work(2.0 * canvas * conditioning, conditioning * width),
-        layers(config, canvas, context, width),
-        head(config, canvas, width),
+def reading(config: TextConfig, tokens: int, context: int, width: int, rows: int = 1, kind: str | None = None) -> Work:
+    """The same where tokens are only read into a cache: of the last layer its keys and values are enough."""
+    *before, last = config.layer_types
+    parts = (_layer(config, each, tokens, context, width, rows, kind) for each in before)
+    return sum(parts, _key_values(config, last, rows * tokens, width, kind))
+
+
+def _layer(
+    config: TextConfig, layer_type: LayerType, tokens: int, context: int, width: int, rows: int, kind: str | None
+) -> Work:
+    """One layer: attention, the dense MLP, and the experts with their router."""
+    D, F, total = config.hidden_size, config.intermediate_size, rows * tokens
+    heads = config.num_attention_heads * config.head_size(layer_type)
+    kv = config.key_value_heads(layer_type) * config.head_size(layer_type)
+    dense = 2 * D * heads + 3 * D * F + D * config.num_experts
+    read = matrix_bytes(heads, D, width, kind) + matrix_bytes(D, heads, width, kind)
+    read += 2 * matrix_bytes(F, D, width, kind) + matrix_bytes(D, F, width, kind) + config.num_experts * D * width
+    cached = min(context, config.sliding_window - 1) if layer_type == SLIDING else context
+    own = Work(2.0 * total * dense + 4.0 * total * (cached + tokens) * heads, read + rows * 2 * cached * kv * width)
+    return own + _key_values(config, layer_type, total, width, kind) + experts(config, total, width, kind)
+
+
+def _key_values(config: TextConfig, layer_type: LayerType, tokens: int, width: int, kind: str | None) -> Work:
+    """The projections to keys and values; in full layers both are of one."""
+    outputs = config.key_value_heads(layer_type) * config.head_size(layer_type) * (2 if layer_type == SLIDING else 1)
+    D = config.hidden_size
+    return Work(2.0 * tokens * D * outputs, matrix_bytes(outputs, D, width, kind))
+
+
+def step(config: TextConfig, canvas: int, context: int, width: int, rows: int = 1, kind: str | None = None) -> Work:
+    """A denoising step of so many canvases: self-conditioning, layers, vocabulary."""
+    conditioning, tokens = 3 * config.hidden_size * config.intermediate_size, rows * canvas
+    return (
+        Work(2.0 * tokens * conditioning, conditioning * width)
+        + layers(config, canvas, context, width, rows, kind)
+        + head(config, tokens, width)
     )
-    return Work(sum(part.flops for part in parts), sum(part.bytes for part in parts))
