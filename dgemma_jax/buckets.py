@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
+from typing import NamedTuple
+
 import numpy as np
 
 PREFILL_CHUNK = 1024
@@ -70,13 +74,33 @@ def chunks(length: int, most: int, soft_BT: np.ndarray | None) -> list[tuple[int
 
 
 def patch_bucket(patches: int, per_soft_token: int) -> int:
-    """The padded number of patches of every image of a prompt."""
+    """The padded number of patches of an image of so many."""
     fitting = [size * per_soft_token for size in SOFT_TOKEN_BUCKETS if size * per_soft_token >= patches]
     return fitting[0] if fitting else patches
 
 
-def image_groups(images: int, patches: int) -> list[tuple[int, int, int]]:
-    """Cuts the images of a prompt, of so many patches each, into groups: first, end, and padded number of images."""
-    most = 1 << (max(MOST_PATCHES // patches, 1).bit_length() - 1)
-    starts = range(0, images, most)
-    return [(start, min(start + most, images), min(most, 1 << (images - start - 1).bit_length())) for start in starts]
+class ImageGroup(NamedTuple):
+    """Images that go through the vision tower together: from `start` to `end`, padded to `images` of `patches` each."""
+
+    start: int
+    end: int
+    images: int
+    patches: int
+
+
+def image_groups(patches: Iterable[int], per_soft_token: int) -> list[ImageGroup]:
+    """Cuts the images of a prompt, of so many patches each, into groups of neighbours that are padded alike.
+
+    A group is for as many images as came before it, 1, 1, 2, 4, ..., so its size does not depend on those that come
+    after: an image rounds as in an earlier prompt, which ended with it and may be cached.
+    """
+    groups, start = [], 0
+    for size, run in itertools.groupby(patch_bucket(count, per_soft_token) for count in patches):
+        most = 1 << (max(MOST_PATCHES // size, 1).bit_length() - 1)
+        stop, first, together = start + len(list(run)), start, 1
+        while first < stop:
+            groups.append(ImageGroup(first, min(first + together, stop), together, size))
+            first += together
+            together = min(first - start, most)
+        start = stop
+    return groups

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +70,7 @@ def stream(
     seed: int,
     generation: GenerationConfig,
     options: SamplingOptions = PLAIN,
-    **images: ArrayLike | None,
+    **images: Any,
 ) -> Iterator[Event]:
     """Answers one prompt, canvas by canvas. `images` as for `Model.prefill`.
 
@@ -98,7 +98,7 @@ def generate(
     seed: int | ArrayLike,
     settings: GenerationConfig,
     options: SamplingOptions = PLAIN,
-    **images: ArrayLike | None,
+    **images: Any,
 ) -> Generated:
     """Answers a batch of prompts of one length; see `Model.generate`."""
     tokens_BT = np.asarray(tokens)
@@ -135,7 +135,7 @@ def canvases(
     seed_B2: np.ndarray,
     settings: GenerationConfig,
     options: SamplingOptions,
-    **images: ArrayLike | None,
+    **images: Any,
 ) -> Iterator[compiled.Denoised]:
     """Canvases of all rows, until every row has ended or no canvas is left.
 

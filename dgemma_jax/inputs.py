@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeGuard
+
 import numpy as np
 from jax.typing import ArrayLike
 
 from dgemma_jax.config import ModelConfig, VisionConfig
+from dgemma_jax.media.patches import Patches, split
+
+Images = ArrayLike | Sequence[Patches] | None
+"""Images that callers hand in: one array of patches, padded, beside one of their places; or each by itself."""
 
 
 def check_tokens(name: str, tokens: ArrayLike, vocab_size: int) -> np.ndarray:
@@ -31,9 +38,9 @@ def check_seeds(seed: ArrayLike, rows: int) -> np.ndarray:
 
 
 def check_images(
-    config: ModelConfig, tokens_BT: np.ndarray, patches: ArrayLike | None, positions: ArrayLike | None
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Patches and positions that fit the model and, image by image, the image tokens of the prompts; None without."""
+    config: ModelConfig, tokens_BT: np.ndarray, patches: Images, positions: ArrayLike | None
+) -> tuple[Patches, ...] | None:
+    """Images that fit the model and, one by one, the image tokens of the prompts; None without."""
     if patches is None and positions is None:
         found = int(np.sum(tokens_BT == config.image_token_id)) if config.vision else 0
         if found:
@@ -41,19 +48,22 @@ def check_images(
         return None
     if config.vision is None:
         raise ValueError("this checkpoint has no vision tower: it reads no images")
-    if patches is None or positions is None:
-        raise ValueError("patches and patch_positions must be given together")
-    patches_INP, positions_IN2 = _check_patches(config.vision, np.asarray(patches, np.float32), np.asarray(positions))
-    made = [_soft_tokens(index, image, config.vision) for index, image in enumerate(positions_IN2)]
+    images = tuple(_images(config.vision, patches, positions))
+    made = [_soft_tokens(index, image, config.vision) for index, image in enumerate(images)]
     held = [run for row in tokens_BT == config.image_token_id for run in _runs(row)]
     if held != made:
         raise ValueError(f"tokens hold images of {held} soft tokens, but the patches make images of {made}")
-    return patches_INP, positions_IN2
+    return images or None
 
 
-def _check_patches(
-    vision: VisionConfig, patches_INP: np.ndarray, positions_IN2: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _images(vision: VisionConfig, patches: Images, positions: ArrayLike | None) -> Sequence[Patches]:
+    if _is_separate(patches):
+        if positions is not None:
+            raise ValueError("patch_positions belong to an array of patches: `Patches` have their own")
+        return patches
+    if patches is None or positions is None:
+        raise ValueError("patches and patch_positions must be given together")
+    patches_INP, positions_IN2 = np.asarray(patches, np.float32), np.asarray(positions)
     if patches_INP.ndim != 3 or patches_INP.shape[2] != vision.patch_values:
         raise ValueError(
             f"patches must have shape [images, patches, {vision.patch_values}], found {list(patches_INP.shape)}"
@@ -63,24 +73,39 @@ def _check_patches(
         raise ValueError(f"patch_positions must have shape {wanted}, found {list(positions_IN2.shape)}")
     if patches_INP.shape[1] % vision.patches_per_soft_token:
         raise ValueError(f"patches per image must be a multiple of {vision.patches_per_soft_token}: pad with (-1, -1)")
-    if not (patches_INP.min(initial=0) >= 0 and patches_INP.max(initial=1) <= 1):
-        raise ValueError(f"patches must be in [0, 1], found {patches_INP.min()} to {patches_INP.max()}")
-    if positions_IN2.min(initial=-1) < -1 or positions_IN2.max(initial=-1) >= vision.position_embedding_size:
-        raise ValueError(f"patch_positions must be in [-1, {vision.position_embedding_size})")
-    return patches_INP, positions_IN2.astype(np.int32)
+    return split(patches_INP, positions_IN2, vision.patches_per_soft_token)
 
 
-def _soft_tokens(index: int, positions_N2: np.ndarray, vision: VisionConfig) -> int:
+def _is_separate(patches: Images) -> TypeGuard[Sequence[Patches]]:
+    return isinstance(patches, Sequence) and all(isinstance(image, Patches) for image in patches)
+
+
+def _soft_tokens(index: int, image: Patches, vision: VisionConfig) -> int:
     """Soft tokens of one image, whose patches must cover whole pooling cells of a full grid."""
-    places = [(int(x), int(y)) for x, y in positions_N2 if (x, y) != (-1, -1)]
-    columns, rows = (max((place[axis] for place in places), default=-1) + 1 for axis in (0, 1))
-    whole = columns % vision.pooling_kernel_size == 0 and rows % vision.pooling_kernel_size == 0
-    if not places or not whole or sorted(places) != [(x, y) for x in range(columns) for y in range(rows)]:
+    patches_NP, position_N2 = image.patches_NP, image.position_N2
+    shapes, wanted = [patches_NP.shape, position_N2.shape], [(len(position_N2), n) for n in (vision.patch_values, 2)]
+    if shapes != wanted:
+        raise ValueError(f"patches and positions of image {index} must have shapes {wanted}, found {shapes}")
+    low, high = image.extremes
+    if not (low >= 0 and high <= 1):
+        raise ValueError(f"patches must be in [0, 1], found {low} to {high}")
+    if position_N2.min(initial=-1) < -1 or position_N2.max(initial=-1) >= vision.position_embedding_size:
+        raise ValueError(f"patch_positions must be in [-1, {vision.position_embedding_size})")
+    kernel, place_N2 = vision.pooling_kernel_size, position_N2.astype(np.int64)
+    columns, rows = (int(most) + 1 for most in place_N2.max(axis=0, initial=-1))
+    if columns % kernel or rows % kernel or not _is_grid(place_N2, columns, rows):
         raise ValueError(
             f"patch_positions of image {index} must cover a grid whose sides are multiples of "
-            f"{vision.pooling_kernel_size}, each place once; found {len(places)} patches within {columns} x {rows}"
+            f"{kernel}, each place once; found {len(place_N2)} patches within {columns} x {rows}"
         )
-    return len(places) // vision.patches_per_soft_token
+    return len(place_N2) // vision.patches_per_soft_token
+
+
+def _is_grid(place_N2: np.ndarray, columns: int, rows: int) -> bool:
+    """Whether every place of a grid is there, once."""
+    if not len(place_N2) or len(place_N2) != columns * rows or place_N2.min() < 0:
+        return False
+    return bool((np.bincount(place_N2[:, 0] * rows + place_N2[:, 1]) == 1).all())
 
 
 def _runs(flags: np.ndarray) -> list[int]:

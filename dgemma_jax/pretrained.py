@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,16 +18,16 @@ from jax.typing import ArrayLike
 
 from dgemma_jax import cache as kv
 from dgemma_jax import compiled
-from dgemma_jax.buckets import capacity_bucket, chunks, image_groups, patch_bucket, prefill_bucket, prefill_chunk
-from dgemma_jax.checkpoint.load import load_parameters, stored_kind
+from dgemma_jax.buckets import ImageGroup, capacity_bucket, chunks, image_groups, prefill_bucket, prefill_chunk
+from dgemma_jax.checkpoint.load import load_parameters, stored_kind, stores_fp8
 from dgemma_jax.checkpoint.quantize import KINDS, Kind
 from dgemma_jax.checkpoint.quantized_shards import quantize_parameters
 from dgemma_jax.config import ConfigError, GenerationConfig, ModelConfig, ProcessorConfig
 from dgemma_jax.config_json import read_generation_config, read_model_config
 from dgemma_jax.generate import Generated, generate
-from dgemma_jax.inputs import check_images, check_tokens
-from dgemma_jax.model.moe import BACKENDS, choose_backend
-from dgemma_jax.model.quantized import Quantized
+from dgemma_jax.inputs import Images, check_images, check_tokens
+from dgemma_jax.media.patches import Patches, stacked
+from dgemma_jax.model.moe import BACKENDS, choose_backend, runs_as
 from dgemma_jax.processor_json import read_processor_config
 from dgemma_jax.prompt.tokenizer import Tokenizer
 from dgemma_jax.sampling.heads import HEADS, choose_head
@@ -57,15 +59,16 @@ class Model:
         return compiled.flat(self.graphdef, self.params)
 
     def prefill(
-        self, tokens: ArrayLike, *, patches: ArrayLike | None = None, patch_positions: ArrayLike | None = None
+        self, tokens: ArrayLike, *, patches: Images = None, patch_positions: ArrayLike | None = None
     ) -> kv.Cache:
         """Reads prompts, causally, into a new cache.
 
         Args:
             tokens: int [batch, length], at least one token; all rows of the same length.
             patches: float [images, patches, 3 * patch_size ** 2] in [0, 1], for prompts that hold image tokens;
-                one soft token per `pooling_kernel_size ** 2` patches, which fill the image tokens in order.
-            patch_positions: int [images, patches, 2] as (x, y); (-1, -1) marks padding.
+                one soft token per `pooling_kernel_size ** 2` patches, which fill the image tokens in order. Or the
+                images one by one, as `media.image.to_patches` makes them, with their places.
+            patch_positions: int [images, patches, 2] as (x, y), beside an array of patches; (-1, -1) marks padding.
 
         Raises:
             ValueError: wrong ranks, unknown token ids, a prompt longer than the model's positions, patches
@@ -77,7 +80,7 @@ class Model:
         self._check_room(length)
         images = check_images(self.config, tokens_BT, patches, patch_positions)
         is_soft_BT = tokens_BT == self.config.image_token_id
-        soft_BTD = None if images is None else self.soft_tokens(is_soft_BT, *images)
+        soft_BTD = None if images is None else self.soft_tokens(is_soft_BT, images)
         cache = self.empty_cache(rows, self.capacity(length + self.config.canvas_length))
         for start, end in chunks(length, self.chunk, None if images is None else is_soft_BT):
             cache = self.extend(cache, tokens_BT[:, start:end], None if soft_BTD is None else soft_BTD[:, start:end])
@@ -123,7 +126,7 @@ class Model:
         seed: int | ArrayLike = 0,
         max_denoising_steps: int | None = None,
         options: SamplingOptions = PLAIN,
-        **images: ArrayLike | None,
+        **images: Any,
     ) -> Generated:
         """Answers prompts, int [batch, length]. The same row and seed give the same tokens in any batch.
 
@@ -178,29 +181,31 @@ class Model:
         """Tokens of one pass over a prompt at most."""
         return prefill_chunk(self.config.canvas_length, jax.default_backend())
 
-    def soft_tokens(self, is_soft_BT: np.ndarray, patches_INP: np.ndarray, positions_IN2: np.ndarray) -> np.ndarray:
+    def soft_tokens(self, is_soft_BT: np.ndarray, images: Sequence[Patches]) -> np.ndarray:
         """Soft tokens of all images, each where its image token is: [B, T, D]; other places mean nothing.
 
         On the host: on a device, putting them in place would be compiled anew for every length of a prompt.
         """
-        assert self.config.vision is not None, "there are no patches without a vision tower"
-        cell = self.config.vision.patches_per_soft_token
-        missing = patch_bucket(patches_INP.shape[1], cell) - patches_INP.shape[1]
-        patches_INP = np.pad(patches_INP, ((0, 0), (0, missing), (0, 0)))
-        positions_IN2 = np.pad(positions_IN2, ((0, 0), (0, missing), (0, 0)), constant_values=-1)
-        made = []
-        for start, end, size in image_groups(*patches_INP.shape[:2]):
-            # The last image again and again fills the group; its further soft tokens come last and are cut off.
-            places = np.minimum(np.arange(start, start + size), end - 1)
-            soft_ZD = self.see(patches_INP[places], positions_IN2[places])
-            made.append(soft_ZD[: int(np.sum(np.any(positions_IN2[start:end] != -1, axis=-1))) // cell])
-        index_BT = np.maximum(np.cumsum(is_soft_BT).reshape(is_soft_BT.shape) - 1, 0)
-        return np.concatenate(made)[index_BT]
+        soft_MD = np.concatenate([self.see(images, group) for group in self.image_groups(images)])
+        return soft_MD[np.maximum(np.cumsum(is_soft_BT).reshape(is_soft_BT.shape) - 1, 0)]
 
-    def see(self, patches_INP: np.ndarray, positions_IN2: np.ndarray) -> np.ndarray:
-        """Images through the vision tower together: all their soft tokens in order, [I * M, D], padding last."""
-        patches, positions = jnp.asarray(patches_INP), jnp.asarray(positions_IN2, jnp.int32)
-        return fetch(compiled.soft_tokens(*self.flat, patches, positions))
+    def image_groups(self, images: Sequence[Patches]) -> list[ImageGroup]:
+        """The images of a prompt as they go through the vision tower: a program is compiled for each padded size."""
+        return image_groups((len(image.patches_NP) for image in images), self._cell)
+
+    def see(self, images: Sequence[Patches], group: ImageGroup) -> np.ndarray:
+        """Soft tokens [M, D] of a group of the images, in order: once through the vision tower."""
+        # The last image again and again fills the group; its further soft tokens come last and are cut off.
+        places = [min(index, group.end - 1) for index in range(group.start, group.start + group.images)]
+        patches_INP, positions_IN2 = stacked([images[place] for place in places], group.patches)
+        soft_ZD = fetch(compiled.soft_tokens(*self.flat, jnp.asarray(patches_INP), jnp.asarray(positions_IN2)))
+        return soft_ZD[: sum(len(image.patches_NP) for image in images[group.start : group.end]) // self._cell]
+
+    @property
+    def _cell(self) -> int:
+        """Patches of a soft token."""
+        assert self.config.vision is not None, "there are no patches without a vision tower"
+        return self.config.vision.patches_per_soft_token
 
     def _check_canvas(self, cache: kv.Cache, canvas: ArrayLike) -> np.ndarray:
         tokens_BL = check_tokens("canvas", canvas, self.config.text.vocab_size)
@@ -264,21 +269,22 @@ def load(
     generation, tokenizer = read_generation_config(folder), _read_tokenizer(folder, config)
     _check_special_ids(folder, generation, config)
     adapter = None if lora is None else read_adapter(Path(lora), config)
-    chosen = backend or choose_backend(config.text, jax.default_backend(), quantized=quantize is not None)
     pass_ = head or choose_head(config.text)
     devices = make_mesh(mesh, config.text)
     # An adapter is added to full weights.
     early = quantize if adapter is None else None
-    keep_fp8 = adapter is None and devices is None
-    graphdef, params = load_parameters(folder, config, kind, chosen, pass_, early, devices, keep_fp8)
+    fp8 = quantize is None and adapter is None and devices is None and stores_fp8(folder, config)
+    if fp8 and backend == "ragged_dot":
+        raise ValueError("the backend ragged_dot needs full weights, and these are FP8: choose another one")
+    quantized = fp8 or quantize is not None
+    chosen = backend or choose_backend(config.text, jax.default_backend(), quantized=quantized)
+    graphdef, params = load_parameters(folder, config, kind, chosen, pass_, early, devices, keep_fp8=fp8)
     if adapter is not None:
         params = merge_adapter(params, adapter)
         params = params if quantize is None else quantize_parameters(params, quantize, devices)
-    is_fp8 = any(isinstance(leaf[...], Quantized) and leaf[...].is_fp8 for _, leaf in nnx.to_flat_state(params))
-    if is_fp8 and chosen == "ragged_dot":
-        raise ValueError("the backend ragged_dot needs full weights, and these are FP8: choose another one")
-    matrices = "fp8" if is_fp8 else quantize or dtype
-    logger.info("experts run as %s, the vocabulary as %s, matrices in %s", chosen, pass_, matrices)
+    matrices = "fp8" if fp8 else quantize or dtype
+    runs = runs_as(chosen, quantized=quantized)
+    logger.info("experts run as %s, the vocabulary as %s, matrices in %s", runs, pass_, matrices)
     return Model(config, generation, processor, tokenizer, kind, graphdef, params, devices)
 
 

@@ -261,11 +261,17 @@ def by_row(tree: T, mesh: Mesh) -> T:
 def fetch(tree: T) -> T:
     """Values of programs as numpy arrays. In a group every process must call it, with its part of the same values."""
 
+    def spread(x: Any) -> bool:
+        return isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated)
+
     def whole(x: Any) -> np.ndarray:
-        if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+        if spread(x):
             from jax.experimental import multihost_utils
 
             return np.asarray(multihost_utils.process_allgather(x, tiled=True))
         return np.asarray(x)
 
+    for x in jax.tree.leaves(tree):  # all set out before the first is waited for
+        if isinstance(x, jax.Array) and not spread(x):
+            x.copy_to_host_async()
     return jax.tree.map(whole, tree)

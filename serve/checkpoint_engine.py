@@ -181,21 +181,25 @@ class CheckpointEngine:
         """As `Engine.read`."""
         processor = self._model.processor
         assert processor is not None, "without a vision tower there are no media to read"
+        # Studied on this thread: on the engine's, all answers would wait for it.
         try:
             if kind == "video":
                 budget = processor.video_max_soft_tokens
                 frames = iter_video(data, processor)
-                return Film([(frame.seconds, to_patches(frame.image, processor, budget)) for frame in frames])
+                return Film([(at, to_patches(image, processor, budget).studied()) for at, image in frames])
             budgets = soft_token_budgets(processor)
             wanted = {"low": budgets[0], "high": budgets[-1]}.get(detail)
-            return Picture(to_patches(read_image(data, _MOST_PIXELS), processor, wanted))
+            return Picture(to_patches(read_image(data, _MOST_PIXELS), processor, wanted).studied())
         except MediaError as error:
             raise MediumError(str(error)) from error
 
     def expand(self, prompt: Sequence[int], media: Sequence[Medium]) -> Prompt:
         """As `Engine.expand`."""
-        made = expand(prompt, cast("Sequence[Picture | Film]", media), self._model.config, self._tokenizer)
-        return Prompt(tokens=tuple(made.tokens), patches=made.patches, patch_positions=made.patch_positions)
+        try:
+            made = expand(prompt, cast("Sequence[Picture | Film]", media), self._model.config, self._tokenizer)
+        except MediaError as error:
+            raise PromptError(str(error), "messages") from error
+        return Prompt(tokens=tuple(made.tokens), images=made.images or None)
 
     def grammar(self, format: AnswerFormat, prompt: Sequence[int], *, thinking: bool) -> Grammar:
         """As `Engine.grammar`."""

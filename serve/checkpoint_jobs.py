@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import cast
 
 import dgemma_jax
@@ -11,6 +12,7 @@ from dgemma_jax.engine import Event as EngineEvent
 from dgemma_jax.engine import Failed as JobFailed
 from dgemma_jax.engine import Prefilled as PromptRead
 from dgemma_jax.grammar import Grammar, GrammarError
+from dgemma_jax.media.patches import Patches
 from dgemma_jax.prompt import answer_grammar
 from serve.engine import (
     AnswerFormat,
@@ -38,8 +40,7 @@ def request_of(job: Job, generation: dgemma_jax.GenerationConfig) -> dgemma_jax.
         seed=job.seed,
         generation=tempered(sampled(generation, job.sampling), job.temperature),
         options=dgemma_jax.SamplingOptions(top_k=job.top_k, top_p=job.top_p, logprobs=job.logprobs),
-        patches=job.patches,
-        patch_positions=job.patch_positions,
+        patches=cast("Sequence[Patches] | None", job.images),
         draft_every=job.draft_every,
         grammar=cast("Grammar | None", job.grammar),
     )

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import jax
 
 from dgemma_jax.checkpoint.names import entries
 from dgemma_jax.config_json import read_model_config
+from dgemma_jax.engine.memory import machine_bytes
 
 SHARE = 1 / 4
-"""Of the machine's memory, what float32 weights may take on a CPU before bfloat16 is chosen."""
+"""Of the machine's or container's memory, what float32 weights may take on a CPU before bfloat16 is chosen."""
 
 
 def choose_dtype(wanted: str, folder: Path) -> str:
@@ -25,5 +25,4 @@ def choose_dtype(wanted: str, folder: Path) -> str:
     if wanted != "auto":
         return wanted
     size = 4 * sum(entry.size for entry in entries(read_model_config(folder)))
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return "float32" if jax.default_backend() == "cpu" and size <= SHARE * memory else "bfloat16"
+    return "float32" if jax.default_backend() == "cpu" and size <= SHARE * machine_bytes() else "bfloat16"

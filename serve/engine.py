@@ -12,10 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol
-
-if TYPE_CHECKING:
-    import numpy as np
+from typing import Any, Literal, Protocol
 
 MediaKind = Literal["image", "video"]
 Detail = Literal["auto", "low", "high"]
@@ -53,13 +50,17 @@ class Grammar(Protocol):
     """An answer format that the engine can follow. Only the engine looks inside."""
 
 
+class Images(Protocol):
+    """All images of a prompt, ready for the model. Only the engine looks inside."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
     """One generation. `temperature` scales the sampler's own temperatures: 1 is as the checkpoint says.
 
     `sampling` is None where all of it is to be as the checkpoint says. `top_k`, `top_p` and `logprobs` are those of
-    `dgemma_jax.SamplingOptions`. A prompt with images has their patches and places, as `dgemma_jax.Model.prefill`
-    takes them. `draft_every`: a `Draft` after every so many steps; 0 is never. `grammar`: of `Engine.grammar`.
+    `dgemma_jax.SamplingOptions`. `images`: of `Engine.expand`. `draft_every`: a `Draft` after every so many steps; 0 is
+    never. `grammar`: of `Engine.grammar`.
     """
 
     prompt: tuple[int, ...]
@@ -72,8 +73,7 @@ class Job:
     logprobs: int | None = None
     draft_every: int = 0
     grammar: Grammar | None = dataclasses.field(default=None, compare=False, repr=False)
-    patches: np.ndarray | None = dataclasses.field(default=None, compare=False, repr=False)
-    patch_positions: np.ndarray | None = dataclasses.field(default=None, compare=False, repr=False)
+    images: Images | None = dataclasses.field(default=None, compare=False, repr=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,11 +163,10 @@ class Medium(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """Prompt tokens with media in their places, and the patches of all images; see `Job`."""
+    """Prompt tokens with media in their places, and all images, frames of videos included."""
 
     tokens: tuple[int, ...]
-    patches: np.ndarray | None = None
-    patch_positions: np.ndarray | None = None
+    images: Images | None = None
 
 
 class Parser(Protocol):
@@ -290,7 +289,11 @@ class Engine(Protocol):
         """
 
     def expand(self, prompt: Sequence[int], media: Sequence[Medium]) -> Prompt:
-        """A rendered prompt with its media, in the order of the messages."""
+        """A rendered prompt with its media, in the order of the messages.
+
+        Raises:
+            PromptError: the media are too much for one prompt.
+        """
 
     def grammar(self, format: AnswerFormat, prompt: Sequence[int], *, thinking: bool) -> Grammar:
         """What holds the reply to this prompt to the format. May take a second for a large one.

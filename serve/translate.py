@@ -112,8 +112,7 @@ def plan(
         logprobs=request.top_logprobs if request.logprobs else None,
         draft_every=_draft_every(request.diffusion),
         grammar=_grammar(outline, prompt.tokens, engine),
-        patches=prompt.patches,
-        patch_positions=prompt.patch_positions,
+        images=prompt.images,
     )
     return Plan(
         jobs=tuple(dataclasses.replace(job, seed=nth_seed(seed, index)) for index in range(request.n)),

@@ -5,8 +5,9 @@ asyncio side                                      worker's thread
   worker.submit(run, job) ------------------------> engine.submit(job); engine.step(), again and again
   run.next() <------ loop.call_soon_threadsafe ---- immutable events
 
-A run whose client is gone leaves the engine before its next step. A job that fails fails its run alone; an engine that
-raises is broken: every run fails, no more are taken, and health, log and metrics say so.
+A run whose client is gone leaves the engine before its next step. A job that fails, or that the engine does not take,
+fails its run alone; an engine whose step raises is broken: every run fails, no more are taken, and health, log and
+metrics say so.
 """
 
 from __future__ import annotations
@@ -218,7 +219,10 @@ class Worker:
                     self._hand_out(id, event)
             for id in self._jobs:
                 self._engine.cancel(id)
-        except Exception:
+        except BaseException:  # what a library in Rust raises when it panics is no Exception
+            if self._over():  # the engine was closed under a last step that nobody waits for any more
+                logger.debug("the last step did not end well", exc_info=True)
+                return
             logger.critical("the engine is broken: no request is answered any more", exc_info=True)
             self._pass_to("failed")
             self._fail_open(_BROKEN)
@@ -249,7 +253,7 @@ class Worker:
         for run, job in arrived:
             try:
                 self._jobs[self._engine.submit(job)] = run
-            except ValueError as error:
+            except Exception as error:  # should the engine be broken, its next step says so
                 self._end(run, self._told(run, error))
         for id in [id for id, run in self._jobs.items() if run.cancelled.is_set()]:
             self._engine.cancel(id)

@@ -11,6 +11,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from jax.errors import JaxRuntimeError
+
 from dgemma_jax.engine.batch import Canvas
 from dgemma_jax.engine.device import Device
 from dgemma_jax.engine.events import Draft, EngineDeadError, Event, Failed, Prefilled, QueueFullError, Request
@@ -43,15 +45,15 @@ class _Open:
 class Core:
     """The engine without a thread of its own: `submit` and `cancel` on any thread, `step` on one.
 
-    A request fails alone where its own prompt is read, or where its canvas is no longer numbers. Any other error is a
-    crash: all open requests fail, and the engine takes no more.
+    A request fails alone where its own prompt cannot be read, or where its canvas is no longer numbers. Any other error
+    is a crash, also of the device while it reads a prompt: all open requests fail, and the engine takes no more.
     """
 
     def __init__(
         self,
         device: Device,
         *,
-        steps: int = 1,
+        steps: int | None = None,
         max_queue: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -67,10 +69,10 @@ class Core:
         self._lock = threading.Lock()  # guards the three below, which other threads write
         self._arrived: deque[tuple[int, Plan, float]] = deque()
         self._cancelled: deque[int] = deque()
-        self._dead: Exception | None = None
+        self._dead: BaseException | None = None
 
     @property
-    def error(self) -> Exception | None:
+    def error(self) -> BaseException | None:
         """Why the engine takes no more requests; None while it lives."""
         return self._dead
 
@@ -119,21 +121,31 @@ class Core:
         if self._dead is None:
             try:
                 self._step()
-            except Exception as error:
+            except (KeyboardInterrupt, SystemExit):
+                raise  # they are for whoever takes the steps
+            except BaseException as error:  # what a library in Rust raises when it panics is no Exception
                 logger.exception("the engine crashed")
                 self.kill(error)
+        if self._dead is not None:
+            self._fail_all()
         events, self._events = self._events, []
         return events
 
-    def kill(self, error: Exception) -> None:
-        """Takes no more requests and fails the open ones; the next `step` tells. On the engine's thread."""
+    def kill(self, error: BaseException) -> None:
+        """Takes no more requests; the next `step`, or the one under way, fails those that are open. On any thread."""
         with self._lock:
-            self._dead = error
-            arrived = [id for id, *_ in self._arrived if id not in self._cancelled]
+            self._dead = self._dead or error
+
+    def _fail_all(self) -> None:
+        with self._lock:
+            ids = [id for id in (*self._open, *(id for id, *_ in self._arrived)) if id not in self._cancelled]
             self._arrived.clear()
-        for id in (*self._open, *arrived):
+        for id in ids:
             self._tell(id, Failed(self._death()))
+        for id in self._open:
+            self._scheduler.remove(id)
         self._open.clear()
+        self.memory_share = 0.0
 
     def _step(self) -> None:
         self._take_in()
@@ -147,11 +159,8 @@ class Core:
                 self._read(id)
             case Read(ids):
                 self._read_together(ids)
-            case Commit(id):
-                canvas = self._open[id].canvas
-                assert canvas is not None
-                self._device.commit(id, canvas.tokens)
-                self._begin_canvas(id)
+            case Commit(ids):
+                self._commit(ids)
             case Denoise(most):
                 self._denoise(most)
 
@@ -176,9 +185,9 @@ class Core:
         plan = self._open[id].plan
         try:
             prefilled: Prefilled | None = self._device.read(id, plan)
-        except LostProcessError:
-            raise  # not the prompt's fault: nothing can be read any more
         except Exception as error:
+            if self._is_crash(error):
+                raise
             logger.warning("a prompt could not be read", exc_info=error)
             self._fail(id, error)
             return
@@ -188,9 +197,9 @@ class Core:
     def _read_together(self, ids: tuple[int, ...]) -> None:
         try:
             prefilled = self._device.read_together({id: self._open[id].plan for id in ids})
-        except LostProcessError:
-            raise
-        except Exception as error:  # one of them, perhaps: which one shows when each is read alone
+        except Exception as error:  # of one of them, perhaps: which one shows when each is read alone
+            if self._is_crash(error):
+                raise
             logger.warning("prompts could not be read together", exc_info=error)
             for id in ids:
                 self._device.leave(id)
@@ -198,6 +207,15 @@ class Core:
             return
         for id in ids:
             self._start(id, prefilled[id])
+
+    def _is_crash(self, error: Exception) -> bool:
+        """Whether what went wrong while a prompt was read is not the prompt's fault: nothing can be read any more.
+
+        Memory that one prompt found too small may be enough for the next, unless rows of others were lost with it.
+        """
+        if isinstance(error, JaxRuntimeError) and not str(error).startswith("RESOURCE_EXHAUSTED"):
+            return True
+        return isinstance(error, LostProcessError) or not self._device.intact
 
     def _start(self, id: int, prefilled: Prefilled) -> None:
         self._scheduler.read(id)
@@ -207,6 +225,12 @@ class Core:
             one.guide = Guide(one.plan.request.grammar, one.plan.canvas_length, one.plan.generation.eos_token_ids)
         self._tell(id, prefilled)
         self._begin_canvas(id)
+
+    def _commit(self, ids: tuple[int, ...]) -> None:
+        canvases = {id: self._open[id].canvas for id in ids}
+        self._device.commit({id: canvas.tokens for id, canvas in canvases.items() if canvas is not None})
+        for id in ids:
+            self._begin_canvas(id)
 
     def _begin_canvas(self, id: int) -> None:
         one = self._open[id]
@@ -223,7 +247,11 @@ class Core:
 
     def _denoise(self, most: int) -> None:
         dues = [one.due - self._step_of(one) for one in self._open.values() if one.due]
-        for canvas in self._device.denoise(min([most, *dues])):
+        start = self._clock()
+        canvases = self._device.denoise(min([most, *dues]))
+        steps = max(canvas.step - self._step_of(self._open[canvas.id]) for canvas in canvases)
+        self._scheduler.took(steps, self._clock() - start)
+        for canvas in canvases:
             one = self._open[canvas.id]
             one.canvas = canvas
             if not canvas.finite:
@@ -275,9 +303,10 @@ class Core:
             self._tell(canvas.id, Finished("stop" if ended else "length"))
 
     def _end(self, id: int) -> None:
-        if self._open.pop(id, None) is not None:
+        if id in self._open:
+            self._device.leave(id)  # first: should it crash, the request is still open and is told
             self._scheduler.remove(id)
-            self._device.leave(id)
+            del self._open[id]
 
     def _fail(self, id: int, error: Exception) -> None:
         self._end(id)

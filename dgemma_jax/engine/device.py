@@ -25,13 +25,18 @@ class Device(Protocol):
     together: int
     """Short prompts (`Plan.short`) that are read in one pass at most; 1: each alone."""
 
+    @property
+    def intact(self) -> bool:
+        """Whether all rows are still there: an error may come while they are being moved."""
+
     def plan(self, request: Request) -> Plan:
         """Checks a request. Raises ValueError."""
 
     def read(self, id: int, plan: Plan) -> Prefilled | None:
         """One unit of work on a prompt; the last one puts the request into the batch and returns the count of tokens.
 
-        Prompts are read one after another. An error concerns this request alone.
+        Prompts are read one after another. An error concerns this request alone, while the others are `intact` and it
+        is not the device that failed.
         """
 
     def read_together(self, plans: dict[int, Plan]) -> dict[int, Prefilled]:
@@ -49,8 +54,8 @@ class Device(Protocol):
     def restart(self, id: int, pinned: Sequence[int]) -> None:
         """Begins a canvas again, whose first tokens are these; they stay."""
 
-    def commit(self, id: int, canvas_L: np.ndarray) -> None:
-        """Reads a canvas that is done, and starts the next one."""
+    def commit(self, canvases: dict[int, np.ndarray]) -> None:
+        """Reads the canvases of requests that are done with them, and starts their next ones."""
 
     def leave(self, id: int) -> None:
         """Frees what a request holds, whether it is being read or in the batch."""
@@ -71,6 +76,11 @@ class ModelDevice:
         self._reading: tuple[int, Reading] | None = None
         self._said: dict[int, list[np.ndarray]] = {}  # keys of the prompt and canvases that each row's cache holds
 
+    @property
+    def intact(self) -> bool:
+        """As `Device.intact`."""
+        return self._batch.intact
+
     def plan(self, request: Request) -> Plan:
         """As `Device.plan`. Raises RefusedError for a request that can never fit."""
         made = plan(request, self.model.config, self.model.generation, self.budget.positions, self.model.chunk)
@@ -86,17 +96,20 @@ class ModelDevice:
         if not reading.complete:
             return None
         self._reading = None
-        return self._join(id, reading)
+        return self._join(id, reading, keep=True)
 
     def read_together(self, plans: dict[int, Plan]) -> dict[int, Prefilled]:
         """As `Device.read_together`."""
         readings = {id: Reading(self.model, plan, self.store) for id, plan in plans.items()}
         read_together(self.model, list(readings.values()))
-        return {id: self._join(id, reading) for id, reading in readings.items()}
+        # They were rounded as a batch, as no prompt is that comes alone: "exact" does not reuse them.
+        keep = self.store.reuse == "any"
+        return {id: self._join(id, reading, keep) for id, reading in readings.items()}
 
-    def _join(self, id: int, reading: Reading) -> Prefilled:
+    def _join(self, id: int, reading: Reading, keep: bool) -> Prefilled:
         self._batch.join(id, reading.plan, reading.cache)
-        reading.keep()
+        if keep:
+            reading.keep()
         self._said[id] = [reading.plan.keys_T]
         return Prefilled(reading.plan.length, reading.cached)
 
@@ -116,10 +129,11 @@ class ModelDevice:
         """As `Device.restart`."""
         self._batch.restart(id, pinned)
 
-    def commit(self, id: int, canvas_L: np.ndarray) -> None:
+    def commit(self, canvases: dict[int, np.ndarray]) -> None:
         """As `Device.commit`."""
-        self._batch.commit(id, canvas_L)
-        self._said[id].append(canvas_L.astype(np.int64))
+        self._batch.commit(canvases)
+        for id, canvas_L in canvases.items():
+            self._said[id].append(canvas_L.astype(np.int64))
 
     def warm_up(self, progress: Callable[[str], None], everything: bool) -> Callable[[], None]:
         """Compiles what requests would otherwise wait for; see `warm.warm_up`."""

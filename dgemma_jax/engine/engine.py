@@ -67,7 +67,7 @@ class Engine:
         prefix_bytes: int | None = None,
         reuse: Reuse = "exact",
         apart: bool = False,
-        steps: int = 1,
+        steps: int | None = None,
         max_queue: int | None = None,
     ) -> None:
         """Takes no memory for keys and values before the first request.
@@ -82,8 +82,10 @@ class Engine:
             apart: compute each row alone, in the shapes of a batch of one. The answer is then the same in any
                 company to the last bit of every number, but a batch is no faster than its rows one after another.
                 Without it the numbers of a row may differ in their last bits between batch sizes, also of prompts
-                that are read together, and a canvas that the model is unsure of may become another text.
-            steps: denoising steps between two looks at arrivals and cancellations, while no prompt is being read.
+                that are read and of canvases that are committed together, and a canvas that the model is unsure of may
+                become another text.
+            steps: denoising steps between two looks at arrivals and cancellations, while no prompt is being read. None:
+                one while somebody waits for a place, else as many as take 35 ms, and at least one. See `scheduler.py`.
             max_queue: requests that may wait beside those in slots; None is any number.
 
         Raises:
@@ -93,13 +95,13 @@ class Engine:
         self._begin(device if jax.process_count() == 1 else Leader(device), steps, max_queue)
 
     @classmethod
-    def over(cls, device: Device, *, steps: int = 1, max_queue: int | None = None) -> Engine:
+    def over(cls, device: Device, *, steps: int | None = None, max_queue: int | None = None) -> Engine:
         """An engine over anything that behaves as a device."""
         engine = cls.__new__(cls)
         engine._begin(device, steps, max_queue)
         return engine
 
-    def _begin(self, device: Device, steps: int, max_queue: int | None) -> None:
+    def _begin(self, device: Device, steps: int | None, max_queue: int | None) -> None:
         self._device = device
         # What `generate_many` keeps open: enough that no slot waits for its next request, where there is a line.
         self._ahead = device.budget.slots * (2 if max_queue is None else 1)
@@ -121,7 +123,7 @@ class Engine:
         return self._device.budget.slots
 
     @property
-    def error(self) -> Exception | None:
+    def error(self) -> BaseException | None:
         """Why the engine takes no more requests; None while it lives."""
         return self._core.error
 
@@ -216,7 +218,10 @@ class Engine:
     def generate_many(
         self, prompts: Iterable[Request | Sequence[int]], *, progress: bool = True, **settings: Any
     ) -> list[offline.Answer]:
-        """Answers in the order of the prompts; see `offline.generate_many`. `settings` of prompts that are tokens."""
+        """Answers in the order of the prompts; see `offline.generate_many`. `settings` of prompts that are tokens.
+
+        A prompt that is refused, being too long for one, has its error in its answer; the others are answered.
+        """
         requests = [p if isinstance(p, Request) else Request(tokens=tuple(p), **settings) for p in prompts]
         return offline.generate_many(self, requests, self._ahead, progress)
 
@@ -228,17 +233,20 @@ class Engine:
             self._changed.notify_all()
         if self._thread is not None:
             self._thread.join()
-        elif self._core.error is None:
-            self._core.kill(RuntimeError("the engine was closed"))
+        self._core.kill(RuntimeError("the engine was closed"))
         if isinstance(self._device, Leader):
             self._device.close()
 
     def _work(self) -> None:
-        while self._wait():
-            self._hand_out(self._core.step())
-        if self._core.error is None:
-            self._core.kill(RuntimeError("the engine was closed"))
-            self._hand_out(self._core.step())
+        why: BaseException = RuntimeError("the engine was closed")
+        try:
+            while self._wait():
+                self._hand_out(self._core.step())
+        except BaseException as error:  # nobody may go on waiting for a thread that has ended
+            logger.critical("the engine's thread has ended", exc_info=True)
+            why = error
+        self._core.kill(why)
+        self._hand_out(self._core.step())
 
     def _wait(self) -> bool:
         """Until there is work; False when there will be none any more."""
@@ -255,5 +263,5 @@ class Engine:
                 continue
             try:
                 listener(event)
-            except Exception:  # a listener's trouble is not the other requests'
+            except BaseException:  # a listener's trouble is not the other requests'
                 logger.exception("a listener failed")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
 from dgemma_jax.config import GenerationConfig
 from dgemma_jax.generate import CanvasCommitted, Finished
 from dgemma_jax.grammar import Grammar
+from dgemma_jax.media.patches import Patches
 from dgemma_jax.sampling.options import PLAIN, SamplingOptions
 
 
@@ -29,7 +31,7 @@ class Request:
     seed: int = 0
     generation: GenerationConfig | None = None
     options: SamplingOptions = PLAIN
-    patches: np.ndarray | None = dataclasses.field(default=None, compare=False, repr=False)
+    patches: np.ndarray | Sequence[Patches] | None = dataclasses.field(default=None, compare=False, repr=False)
     patch_positions: np.ndarray | None = dataclasses.field(default=None, compare=False, repr=False)
     grammar: Grammar | None = dataclasses.field(default=None, compare=False)
     draft_every: int = 0

@@ -25,6 +25,7 @@ from dgemma_jax.engine.events import Prefilled, Request
 from dgemma_jax.engine.memory import Budget
 from dgemma_jax.engine.plan import Plan
 from dgemma_jax.engine.prefix import PrefixStore, Reuse
+from dgemma_jax.media.patches import Patches
 from dgemma_jax.pretrained import Model
 from dgemma_jax.processes import Words
 from dgemma_jax.sampling.logprobs import TokenLogprob
@@ -42,6 +43,19 @@ class _Array(msgspec.Struct):
 
     def array(self) -> np.ndarray:
         return np.frombuffer(self.data, np.dtype(self.dtype)).reshape(self.shape)
+
+
+class _Image(msgspec.Struct):
+    values: _Array
+    places: _Array
+    soft_tokens: int
+
+    @classmethod
+    def of(cls, image: Patches) -> _Image:
+        return cls(_Array.of(image.patches_NP), _Array.of(image.position_N2), image.soft_tokens)
+
+    def patches(self) -> Patches:
+        return Patches(self.values.array(), self.places.array(), self.soft_tokens)
 
 
 class _Begin(msgspec.Struct, tag=True):
@@ -72,19 +86,18 @@ class _Prompt(msgspec.Struct):
     seed: int
     generation: GenerationConfig | None
     options: SamplingOptions
-    patches: _Array | None
-    patch_positions: _Array | None
+    images: list[_Image] | None
 
     @classmethod
-    def of(cls, request: Request) -> _Prompt:
+    def of(cls, plan: Plan) -> _Prompt:
+        request = plan.request
         return cls(
             tokens=tuple(map(int, request.tokens)),
             max_new_tokens=request.max_new_tokens,
             seed=int(request.seed),
             generation=request.generation,
             options=request.options,
-            patches=None if request.patches is None else _Array.of(request.patches),
-            patch_positions=None if request.patch_positions is None else _Array.of(request.patch_positions),
+            images=None if plan.images is None else [_Image.of(image) for image in plan.images],
         )
 
     def request(self) -> Request:
@@ -94,8 +107,7 @@ class _Prompt(msgspec.Struct):
             seed=self.seed,
             generation=self.generation,
             options=self.options,
-            patches=None if self.patches is None else self.patches.array(),
-            patch_positions=None if self.patch_positions is None else self.patch_positions.array(),
+            patches=None if self.images is None else [image.patches() for image in self.images],
         )
 
 
@@ -122,8 +134,7 @@ class _Restart(msgspec.Struct, tag=True):
 
 
 class _Commit(msgspec.Struct, tag=True):
-    id: int
-    canvas: _Array
+    canvases: dict[int, _Array]
 
 
 class _Leave(msgspec.Struct, tag=True):
@@ -155,19 +166,24 @@ class Leader:
         budget, store = device.budget, device.store
         self._say(_Begin(budget.total, budget.slots, budget.positions, store.most_bytes, store.reuse, device.apart))
 
+    @property
+    def intact(self) -> bool:
+        """As `Device.intact`: of process 0, whose errors end the group anyway."""
+        return self._device.intact
+
     def plan(self, request: Request) -> Plan:
         """As `Device.plan`: of process 0 alone."""
         return self._device.plan(request)
 
     def read(self, id: int, plan: Plan) -> Prefilled | None:
         """As `Device.read`."""
-        prompt = None if id in self._reading else _Prompt.of(plan.request)
+        prompt = None if id in self._reading else _Prompt.of(plan)
         self._reading.add(id)
         return self._all(_Read(id, prompt), lambda: self._device.read(id, plan))
 
     def read_together(self, plans: dict[int, Plan]) -> dict[int, Prefilled]:
         """As `Device.read_together`."""
-        word = _ReadTogether({id: _Prompt.of(plan.request) for id, plan in plans.items()})
+        word = _ReadTogether({id: _Prompt.of(plan) for id, plan in plans.items()})
         return self._all(word, lambda: self._device.read_together(plans))
 
     def denoise(self, most: int) -> list[Canvas]:
@@ -188,9 +204,10 @@ class Leader:
         """As `Device.restart`."""
         self._all(_Restart(id, tuple(pinned)), lambda: self._device.restart(id, pinned))
 
-    def commit(self, id: int, canvas_L: np.ndarray) -> None:
+    def commit(self, canvases: dict[int, np.ndarray]) -> None:
         """As `Device.commit`."""
-        self._all(_Commit(id, _Array.of(canvas_L)), lambda: self._device.commit(id, canvas_L))
+        word = _Commit({id: _Array.of(canvas_L) for id, canvas_L in canvases.items()})
+        self._all(word, lambda: self._device.commit(canvases))
 
     def leave(self, id: int) -> None:
         """As `Device.leave`."""
@@ -273,8 +290,8 @@ def _do(device: ModelDevice, plans: dict[int, Plan], word: _Word) -> None:
             device.choose(id, position, allowed.array())
         case _Restart(id, pinned):
             device.restart(id, pinned)
-        case _Commit(id, canvas):
-            device.commit(id, canvas.array())
+        case _Commit(canvases):
+            device.commit({id: canvas.array() for id, canvas in canvases.items()})
         case _Leave(id):
             plans.pop(id, None)
             device.leave(id)

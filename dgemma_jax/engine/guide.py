@@ -2,8 +2,9 @@
 
 A canvas is denoised as ever. Of what comes out, as many tokens as fit the grammar are settled; so is the one after
 them: the likeliest that is allowed there; and those that then must follow. If the rest of the canvas fits behind them
-it is done; if not, it is denoised again around what is settled. Each time more is settled, and after `MOST_TRIES` the
-rest is filled in token by token, each the likeliest that is allowed.
+it is done; if not, it is denoised again around what is settled. Each time more is settled, and after `MOST_TRIES` much
+more: `MOST_FILLED` tokens, each the likeliest that is allowed after those before. So every canvas comes to an end, and
+no other one waits for a whole canvas of choices.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from dgemma_jax.generate import cut
 from dgemma_jax.grammar import Grammar, GrammarError, Matcher
 
 MOST_TRIES = 8
-"""How often a canvas is denoised again. A model that has the format in mind needs one or two."""
+"""How often a canvas is denoised again for one token. A model that has the format in mind needs one or two."""
+MOST_FILLED = 16
+"""Tokens that are then chosen in one go. Each costs a pass over the vocabulary: so many, about a denoising step."""
 
 Choose = Callable[[int, np.ndarray], int]
 """The likeliest of the allowed tokens (bool [V]) at a position of the canvas."""
@@ -58,17 +61,19 @@ class Guide:
 
     def _settle(self, canvas_L: np.ndarray, room: int, choose: Choose) -> Verdict:
         settled: list[int] = []
+        filled, most_filled = 0, 1 if self._tries < MOST_TRIES else MOST_FILLED
         place = self._matcher.copy()
         room = min(room, self._length)
         while len(settled) < room and not (settled and settled[-1] in self._end_ids):
             rest = cut(canvas_L[len(settled) :], room - len(settled), self._end_ids)
             fits = place.fitting(rest)
-            if fits < len(rest) and settled and self._tries < MOST_TRIES:
+            if fits < len(rest) and filled == most_filled:
                 return Verdict(settled, False)
             place.accept(rest[:fits])
             settled += rest[:fits]
             if fits < len(rest):
                 settled += self._next(place, len(settled), choose)
+                filled += 1
         return Verdict(settled[:room], True)
 
     def _next(self, place: Matcher, position: int, choose: Choose) -> list[int]:

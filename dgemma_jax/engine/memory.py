@@ -8,9 +8,11 @@ pass, there are twice as many rows of the smallest capacity: each by itself, and
 from __future__ import annotations
 
 import bisect
+import contextlib
 import dataclasses
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +27,7 @@ READ_TOGETHER = 4
 SHARE = 0.8
 """Of the memory that is left on a device, what keys and values get by default; activations need the rest."""
 CPU_SHARE = 1 / 8
-"""Of the machine's memory, where the device does not tell what it has left."""
+"""Of the machine's or container's memory, where the device does not tell what it has left."""
 
 
 def row_bytes(config: TextConfig, capacity: int, dtype: jnp.dtype) -> int:
@@ -47,7 +49,16 @@ def free_bytes() -> int:
     stats = jax.devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return int(SHARE * (stats["bytes_limit"] - stats["bytes_in_use"]))
-    return int(CPU_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return int(CPU_SHARE * machine_bytes())
+
+
+def machine_bytes(cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """The machine's memory, or what its container may use of it."""
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for limit in ("memory.max", "memory/memory.limit_in_bytes"):  # of the kernel's control groups, version 2 and 1
+        with contextlib.suppress(OSError, ValueError):  # there is no such file, or it says "max"
+            found.append(int((cgroups / limit).read_text()))
+    return min(found)
 
 
 @dataclasses.dataclass(frozen=True)

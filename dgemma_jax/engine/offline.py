@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What became of a request. `reason` as in `Finished`, None where there is an `error`.
+    """What became of a request. `reason` as in `Finished`, None where there is an `error`, as of a prompt too long.
 
     steps: denoising steps of each canvas. cached_tokens: how much of the prompt was not computed.
     """
@@ -52,21 +52,29 @@ class Answer:
 def generate_many(engine: Engine, requests: Sequence[Request], ahead: int, progress: bool) -> list[Answer]:
     """Answers in the order of the requests, at most `ahead` of which are in the engine at a time.
 
-    A request that fails has its error in its answer. Leaving early, by an interrupt, cancels what is left.
+    A request that fails or is refused has its error in its answer, and the others go on. Leaving early, by an
+    interrupt, cancels what is left.
 
     Raises:
-        ValueError, QueueFullError, EngineDeadError: a request that the engine does not take.
+        QueueFullError, EngineDeadError: the engine takes no request.
     """
     answers = [Answer() for _ in requests]
     events: queue.Queue[tuple[int, Event]] = queue.Queue()
     ids: list[int] = []
     bar = _bar(len(requests), progress)
-    done = 0
+    asked = done = 0
+
+    def ask(index: int) -> None:
+        try:
+            ids.append(engine.listen(requests[index], lambda event: events.put((index, event))))
+        except ValueError as error:
+            events.put((index, Failed(error)))
+
     try:
         while done < len(requests):
-            while len(ids) < min(done + ahead, len(requests)):
-                index = len(ids)
-                ids.append(engine.listen(requests[index], lambda event, index=index: events.put((index, event))))  # type: ignore[misc]
+            while asked < min(done + ahead, len(requests)):
+                ask(asked)
+                asked += 1
             index, event = events.get()
             answers[index] = answers[index].after(event)
             if isinstance(event, Finished | Failed):

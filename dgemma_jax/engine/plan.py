@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -11,8 +11,7 @@ from dgemma_jax.buckets import chunks, short_prompt
 from dgemma_jax.config import GenerationConfig, ModelConfig
 from dgemma_jax.engine.events import RefusedError, Request
 from dgemma_jax.inputs import check_images, check_seeds, check_tokens
-
-Images = tuple[np.ndarray, np.ndarray]
+from dgemma_jax.media.patches import Patches
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,7 +25,7 @@ class Plan:
     generation: GenerationConfig
     tokens_1T: np.ndarray
     is_soft_1T: np.ndarray
-    images: Images | None
+    images: tuple[Patches, ...] | None
     keys_T: np.ndarray
     ends: tuple[int, ...]
     seed_12: np.ndarray
@@ -88,18 +87,11 @@ def _generation(request: Request, default: GenerationConfig) -> GenerationConfig
     return generation
 
 
-def _keys(tokens_T: np.ndarray, is_soft_T: np.ndarray, images: Images | None) -> np.ndarray:
+def _keys(tokens_T: np.ndarray, is_soft_T: np.ndarray, images: Sequence[Patches] | None) -> np.ndarray:
     """Negative numbers stand for images: eight words of a digest again and again, so that a few tokens identify it."""
     keys_T = tokens_T.astype(np.int64)
-    if images is None:
-        return keys_T
-    starts = np.flatnonzero(is_soft_T & ~np.concatenate([[False], is_soft_T[:-1]]))
-    for start, patches_NP, positions_N2 in zip(starts, *images, strict=True):
-        run = int(np.argmin(np.append(is_soft_T[start:], False)))
-        # Padding is no part of an image: the same image may come in arrays of different length.
-        real_N = np.any(positions_N2 != -1, axis=-1)
-        digest = hashlib.blake2b(patches_NP[real_N].tobytes())
-        digest.update(positions_N2[real_N].tobytes())
-        words = np.frombuffer(digest.digest(), np.int64)
-        keys_T[start : start + run] = np.resize(-(words >> 1 & (2**62 - 1)) - 1, run)
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], is_soft_T, [False]]).astype(np.int8)))
+    for image, start, end in zip(images or (), edges[::2], edges[1::2], strict=True):
+        words = np.frombuffer(image.digest, np.int64)
+        keys_T[start:end] = np.resize(-(words >> 1 & (2**62 - 1)) - 1, end - start)
     return keys_T

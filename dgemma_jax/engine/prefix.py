@@ -3,8 +3,8 @@
 What a cache holds depends in its last bits on where the passes over the prompt were cut. So there are two ways:
 
     exact   only what was cut as the new prompt is cut is reused: whole chunks from its start, or all of it. The
-            answer is the same, bit for bit, as without. (Short prompts read together round as batches of their size;
-            an engine whose rows are apart reads each alone.)
+            answer is the same, bit for bit, as without. Short prompts that were read together were rounded as a batch,
+            so they are not kept.
     any     the longest common prefix is reused, answers of earlier turns included. The answer is as good, but
             rounding may make it another one.
 

@@ -1,6 +1,6 @@
 """The jitted programs of the engine, beside those of `dgemma_jax.compiled`: each compiled once per shape.
 
-Reading a prompt and committing a canvas are `compiled.encode`, over one row or the rows of prompts read together.
+Reading a prompt and committing a canvas are `compiled.encode`: over one row, prompts read together, or a whole batch.
 """
 
 from __future__ import annotations

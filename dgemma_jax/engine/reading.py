@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections import deque
 from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
 
 from dgemma_jax import cache as kv
-from dgemma_jax.buckets import chunks
+from dgemma_jax.buckets import ImageGroup, chunks
 from dgemma_jax.engine import programs
-from dgemma_jax.engine.memory import READ_TOGETHER, rows_bucket
+from dgemma_jax.engine.memory import READ_TOGETHER, row_bytes, rows_bucket
 from dgemma_jax.engine.plan import Plan
 from dgemma_jax.engine.prefix import Entry, PrefixStore
 from dgemma_jax.pretrained import Model
@@ -24,7 +25,6 @@ class Reading:
     def __init__(self, model: Model, plan: Plan, store: PrefixStore) -> None:
         self.plan = plan
         self._model, self._store = model, store
-        self._soft_1TD: np.ndarray | None = None
         text, capacity = model.config.text, model.capacity(plan.length + model.config.canvas_length)
         found = store.find(plan.keys_T, plan.ends, plan.images is not None)
         self.cached = 0 if found is None else found.length
@@ -37,27 +37,28 @@ class Reading:
             )
         self._spans = _spans(plan, self.cached, model.chunk)
         self._at = 0
-        self._see = plan.images is not None and bool(plan.is_soft_1T[:, self.cached :].any())
+        self._unseen = deque(_unseen(model, plan, self.cached))
+        # Zeros where images came from the store: the pass is still the one that knows images, with the same arithmetic.
+        self._soft_1TD: np.ndarray | None = None
+        if plan.images is not None:
+            self._soft_1TD = np.zeros((1, plan.length, text.hidden_size), model.dtype)
 
     @property
     def complete(self) -> bool:
         """Whether the whole prompt is in the cache."""
-        return not self._see and self._at == len(self._spans)
+        return not self._unseen and self._at == len(self._spans)
 
     def step(self) -> None:
-        """One unit of work: the vision tower over all images, or one pass over a chunk of the prompt."""
-        if self._see:
-            assert self.plan.images is not None
-            self._soft_1TD = self._model.soft_tokens(self.plan.is_soft_1T, *self.plan.images)
-            self._see = False
+        """One unit of work: the vision tower over a group of images, or one pass over a chunk of the prompt."""
+        if self._unseen:
+            group, places = self._unseen.popleft()
+            assert self.plan.images is not None and self._soft_1TD is not None
+            self._soft_1TD[0, places] = self._model.see(self.plan.images, group)
             return
         if self.complete:
             return
         start, end = self._spans[self._at]
         soft = None if self._soft_1TD is None else self._soft_1TD[:, start:end]
-        if soft is None and self.plan.images is not None:
-            # All images came from the store. The pass is still the one that knows images: the same arithmetic.
-            soft = np.zeros((1, end - start, self._model.config.text.hidden_size), self._model.dtype)
         self.cache = self._model.extend(self.cache, self.plan.tokens_1T[:, start:end], soft)
         self._at += 1
         if self._worth_keeping(end):
@@ -85,7 +86,7 @@ class Reading:
     def _keep(self, end: int) -> None:
         model = self._model
         capacity = min(self.cache.capacity, model.capacity(end))
-        if self._store.reuse != "off":
+        if self._store.has_room_for(row_bytes(model.config.text, capacity, model.dtype)):
             window = model.config.text.sliding_window
             copy = programs.arrange(self.cache, [0], capacity, window)
             ends = tuple(e for e in self.plan.ends if e <= end)
@@ -114,6 +115,19 @@ def read_together(model: Model, readings: Sequence[Reading]) -> None:
     together = model.extend(together, tokens_BT, None, counts)
     for row, reading in enumerate(readings):
         reading.finish(programs.take(together, np.int32(row), model.mesh))
+
+
+def _unseen(model: Model, plan: Plan, cached: int) -> list[tuple[ImageGroup, np.ndarray]]:
+    """The groups of images that are not cached, and the places of their tokens in the prompt.
+
+    A group that is cached in part goes through the tower as a whole: it rounds as without the cache.
+    """
+    if plan.images is None:
+        return []
+    places = np.flatnonzero(plan.is_soft_1T)
+    runs = np.split(places, np.flatnonzero(np.diff(places) > 1) + 1)  # one for each image
+    seen = [(group, np.concatenate(runs[group.start : group.end])) for group in model.image_groups(plan.images)]
+    return [(group, places) for group, places in seen if places[-1] >= cached]
 
 
 def _spans(plan: Plan, start: int, chunk: int) -> list[tuple[int, int]]:

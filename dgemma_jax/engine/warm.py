@@ -15,21 +15,23 @@ from typing import Literal, NamedTuple
 import jax
 import numpy as np
 
-from dgemma_jax.buckets import image_groups, patch_bucket, prefill_bucket, prefill_sizes, short_prompt
+from dgemma_jax.buckets import ImageGroup, image_groups, prefill_bucket, prefill_sizes, short_prompt
 from dgemma_jax.engine import programs
 from dgemma_jax.engine.batch import Batch
 from dgemma_jax.engine.device import ModelDevice
 from dgemma_jax.engine.events import Request
 from dgemma_jax.engine.memory import READ_TOGETHER, Budget, rows_bucket
 from dgemma_jax.media.image import soft_token_budgets
+from dgemma_jax.media.patches import Patches
 from dgemma_jax.pretrained import Model
 from dgemma_jax.sampling.options import PLAIN, SamplingOptions
 
 logger = logging.getLogger(__name__)
-_MOST_IMAGES = 4
-_MOST_PATCHES = 4096
-"""What is compiled ahead for images: so many of the usual size in a prompt, so many patches together. Each program is
-run once, and beyond that it would be in the way of the first requests for too long."""
+_MOST_IMAGES = 8
+"""Images of the usual size in a prompt for which programs are compiled ahead."""
+_MOST_PATCHES_ON_CPU = 4096
+"""Patches together for which they are, on a CPU: each program is run once, and larger ones would be in the way of the
+first requests for too long. On other devices the tower's own limit holds, as nothing else runs yet."""
 
 
 def capacities(budget: Budget, canvas_length: int) -> list[int]:
@@ -63,13 +65,7 @@ def warm_up(device: ModelDevice, progress: Callable[[str], None], everything: bo
     capacity, that of short chats, is waited for: the rest is compiled beside the first requests. What is returned ends
     that, as soon as the program being compiled is done.
     """
-    parts = [
-        *_canvases(device, PLAIN),
-        *_canvases(device, SamplingOptions(top_k=1)),
-        *_passes(device),
-        *_images(device),
-    ]
-    parts = [part for part in parts if everything or part.only is None]
+    parts = parts_of(device, everything)
     # Other compilers measure on the device, and must not disturb anybody; devices that work together take one program
     # after another, all in the same order.
     if jax.default_backend() != "cpu" or device.model.mesh is not None or jax.process_count() > 1:
@@ -88,6 +84,17 @@ def warm_up(device: ModelDevice, progress: Callable[[str], None], everything: bo
     later = [part for part in parts if part not in at_once]
     # First what a short chat may ask for, then long prompts, then both together.
     return compile_behind(sorted(later, key=lambda part: (part.capacity > smallest) * (1 + bool(part.only))), progress)
+
+
+def parts_of(device: ModelDevice, everything: bool) -> list[Part]:
+    """All that `warm_up` compiles."""
+    parts = [
+        *_canvases(device, PLAIN),
+        *_canvases(device, SamplingOptions(top_k=1)),
+        *_passes(device),
+        *_images(device),
+    ]
+    return [part for part in parts if everything or part.only is None]
 
 
 def compile_behind(parts: Sequence[Part], progress: Callable[[str], None]) -> Callable[[], None]:
@@ -141,9 +148,9 @@ def _passes(device: ModelDevice) -> Iterator[Part]:
     words = prefill_bucket(model.chunk, canvas)
     processor = model.processor
     seen = 0 if processor is None else max(processor.video_max_soft_tokens, *soft_token_budgets(processor))
-    whole = prefill_bucket(max(model.chunk, seen), canvas)  # an image is never cut
+    whole = prefill_bucket(max(model.chunk, seen), canvas)  # an image is never cut, however long it is
     for capacity in _fitting(device):
-        for size in prefill_sizes(canvas):
+        for size in sorted({*prefill_sizes(canvas), whole}):
             line = f"prompt pass of {size} tokens, {capacity} positions"
             if size <= min(capacity, words):
                 yield Part(line, functools.partial(_pass, model, size, capacity, False), capacity)
@@ -165,14 +172,14 @@ def _images(device: ModelDevice) -> Iterator[Part]:
     if vision is None or processor is None:
         return
     own, film = (processor.max_soft_tokens, _MOST_IMAGES), (processor.video_max_soft_tokens, processor.video_num_frames)
-    sizes = set()
+    cell, sizes = vision.patches_per_soft_token, set[tuple[int, int]]()
     for budget, most in (own, film, *((budget, 1) for budget in soft_token_budgets(processor))):
-        patches = patch_bucket(budget * vision.patches_per_soft_token, vision.patches_per_soft_token)
-        sizes |= {(patches, group) for n in range(1, most + 1) for *_, group in image_groups(n, patches)}
-    smallest = min(_fitting(device))
-    for patches, images in sorted(size for size in sizes if math.prod(size) <= _MOST_PATCHES):
+        groups = (group for n in range(1, most + 1) for group in image_groups([budget * cell] * n, cell))
+        sizes |= {(group.patches, group.images) for group in groups}
+    together = _MOST_PATCHES_ON_CPU if jax.default_backend() == "cpu" else math.inf
+    for patches, images in sorted(size for size in sizes if math.prod(size) <= together):
         work = functools.partial(_see, model, images, patches)
-        yield Part(f"{images} images of {patches} patches", work, smallest, "images")
+        yield Part(f"{images} images of {patches} patches", work, min(_fitting(device)), "images")
 
 
 def _pass(model: Model, size: int, capacity: int, images: bool) -> None:
@@ -190,10 +197,9 @@ def _pass_together(model: Model, size: int, rows: int, capacity: int) -> None:
 
 def _see(model: Model, images: int, patches: int) -> None:
     assert model.config.vision is not None, "only a vision tower sees"
-    model.see(
-        np.zeros((images, patches, model.config.vision.patch_values), np.float32),
-        np.zeros((images, patches, 2), np.int32),
-    )
+    values = np.zeros((patches, model.config.vision.patch_values), np.float32)
+    blank = Patches(values, np.zeros((patches, 2), np.int32), 0)
+    model.see([blank] * images, ImageGroup(0, images, images, patches))
 
 
 def _arrange(device: ModelDevice, capacity: int) -> None:
@@ -222,5 +228,7 @@ def _batch(device: ModelDevice, rows: int, capacity: int, length: int, options: 
     batch.logprobs(0, np.zeros(model.config.canvas_length, np.int32), 1, 1)
     batch.choose(0, 0, np.ones(model.config.text.vocab_size, bool))
     batch.write(0, batch.copy(0))
+    if joined > 1 and not device.apart:
+        batch.read_at_once({0: np.zeros(model.config.canvas_length, np.int64)})
     for id in range(joined):
         batch.leave(id)

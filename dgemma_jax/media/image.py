@@ -12,13 +12,13 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from dgemma_jax.config import ProcessorConfig
 from dgemma_jax.media.error import MediaError
+from dgemma_jax.media.patches import Patches
 
 FORMATS = ("GIF", "JPEG", "PNG", "WEBP")
 
@@ -39,14 +39,6 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-class Patches(NamedTuple):
-    """One picture for the vision tower: values in [0, 1] [N, P], places (x, y) [N, 2], soft tokens it becomes."""
-
-    patches_NP: np.ndarray
-    position_N2: np.ndarray
-    soft_tokens: int
 
 
 def read_image(data: bytes, most_pixels: int = MOST_PIXELS) -> Image.Image:

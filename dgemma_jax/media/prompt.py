@@ -11,16 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
-from dgemma_jax.config import ModelConfig
+from dgemma_jax.buckets import MOST_PATCHES, patch_bucket
+from dgemma_jax.config import ModelConfig, VisionConfig
 from dgemma_jax.media.error import MediaError
-from dgemma_jax.media.image import Patches
+from dgemma_jax.media.patches import Patches, stacked
 from dgemma_jax.media.video import stamp
 from dgemma_jax.prompt.tokenizer import Tokenizer
 
+MOST_PROMPT_PATCHES = 20 * MOST_PATCHES
+"""Patches of all images and frames of a prompt, padded as the vision tower reads them: a gigabyte of numbers at 768 a
+patch, and minutes of the tower on a small device. Sixteen videos of 32 frames, the most that a request may hold by
+default, are 322,560."""
 _VIDEO = "<|video|>"
 
 
@@ -38,12 +42,22 @@ class Film:
     frames: Sequence[tuple[float, Patches]]
 
 
-class ExpandedPrompt(NamedTuple):
-    """What `Model.prefill` reads, for one row: token ids, and all images padded to one number of patches, or None."""
+@dataclass(frozen=True)
+class ExpandedPrompt:
+    """What `Model.prefill` reads, for one row: token ids, and the images that they hold."""
 
     tokens: list[int]
-    patches: np.ndarray | None
-    patch_positions: np.ndarray | None
+    images: tuple[Patches, ...] = ()
+
+    @property
+    def patches(self) -> np.ndarray | None:
+        """All images [I, N, P], padded to the patches of the largest; None without. Made anew at every look."""
+        return stacked(self.images)[0] if self.images else None
+
+    @property
+    def patch_positions(self) -> np.ndarray | None:
+        """Their places [I, N, 2]; (-1, -1) is padding."""
+        return stacked(self.images)[1] if self.images else None
 
 
 def expand(
@@ -51,13 +65,13 @@ def expand(
 ) -> ExpandedPrompt:
     """Fills the placeholders of a prompt with `media`, in order.
 
-    Raises MediaError when the placeholders are not as many as the media, or of other kinds, and for a video without
-    frames.
+    Raises MediaError when the placeholders are not as many as the media, or of other kinds, for a video without
+    frames, and for images of more than `MOST_PROMPT_PATCHES`.
     """
     if config.vision is None:
         if media:
             raise MediaError(f"this checkpoint has no vision tower: it reads text only, found {_name(media)}")
-        return ExpandedPrompt(list(ids), None, None)
+        return ExpandedPrompt(list(ids))
     kinds: dict[int, type[Picture | Film]] = {config.image_token_id: Picture}
     if _VIDEO in tokenizer.special_tokens:
         kinds[tokenizer.special_tokens[_VIDEO]] = Film
@@ -65,10 +79,22 @@ def expand(
     if wanted != [type(medium) for medium in media]:
         places = ", ".join(kind.__name__.lower() for kind in wanted) or "none"
         raise MediaError(f"media do not fit the prompt's placeholders: wanted {places}; found {_name(media)}")
+    images = tuple(image for medium in media for _, image in _images(medium))
+    _require_few(images, config.vision)
     coming, tokens = iter(media), list[int]()
     for index in ids:
         tokens += _filled(next(coming), config, tokenizer) if index in kinds else [index]
-    return ExpandedPrompt(tokens, *_stacked([image for medium in media for _, image in _images(medium)]))
+    return ExpandedPrompt(tokens, images)
+
+
+def _require_few(images: Sequence[Patches], vision: VisionConfig) -> None:
+    cell = vision.patches_per_soft_token
+    patches = sum(patch_bucket(len(image.patches_NP), cell) for image in images)
+    if patches > MOST_PROMPT_PATCHES:
+        raise MediaError(
+            f"the images and video frames are too many or too large: wanted at most {MOST_PROMPT_PATCHES:,} patches, "
+            f"found {patches:,} in {len(images):,} images and frames, each padded as the model reads it"
+        )
 
 
 def _name(media: Sequence[Picture | Film]) -> str:
@@ -89,16 +115,3 @@ def _filled(medium: Picture | Film, config: ModelConfig, tokenizer: Tokenizer) -
             tokens += tokenizer.encode_plain(f"{' ' if number else ''}{stamp(seconds)} ")
         tokens += [config.boi_token_id, *[config.image_token_id] * image.soft_tokens, config.eoi_token_id]
     return tokens
-
-
-def _stacked(images: Sequence[Patches]) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
-    """All images with as many patches as the largest; a patch at (-1, -1) is padding."""
-    if not images:
-        return None, None
-    most = max(len(image.patches_NP) for image in images)
-    patches_INP = np.zeros((len(images), most, images[0].patches_NP.shape[1]), np.float32)
-    positions_IN2 = np.full((len(images), most, 2), -1, np.int32)
-    for index, image in enumerate(images):
-        patches_INP[index, : len(image.patches_NP)] = image.patches_NP
-        positions_IN2[index, : len(image.position_N2)] = image.position_N2
-    return patches_INP, positions_IN2

@@ -87,7 +87,10 @@ class _Row:
 
 
 class HandDevice:
-    """Implements `Device`. Says in `log` what it did, and complains about what a device must not be asked."""
+    """Implements `Device`. Says in `log` what it did, and complains about what a device must not be asked.
+
+    Set `crash` or `read_error` to let it fail, in a step or with a prompt, and `intact` to say what that left.
+    """
 
     def __init__(self, slots: int = 3, total: int = 10**9, together: int = 1) -> None:
         self.together = together
@@ -95,7 +98,9 @@ class HandDevice:
         self.rows: dict[int, _Row] = {}
         self.reading: tuple[int, int] | None = None
         self.log: list[str] = []
-        self.crash = False
+        self.crash: BaseException | None = None
+        self.read_error: BaseException | None = None
+        self.intact = True
 
     def plan(self, request: Request) -> Plan:
         made = plan(request, CONFIG, GENERATION, self.budget.positions, PREFILL_CHUNK)
@@ -106,6 +111,8 @@ class HandDevice:
         current, passes = self.reading or (id, 0)
         assert current == id, "one prompt at a time"
         self.log.append(f"read {id}")
+        if self.read_error:
+            raise self.read_error
         if plan.request.tokens[0] == BAD:
             raise ValueError("this prompt cannot be read")
         self.reading = (id, passes + 1)
@@ -119,6 +126,8 @@ class HandDevice:
     def read_together(self, plans: dict[int, Plan]) -> dict[int, Prefilled]:
         assert self.reading is None and 1 < len(plans) <= self.together and all(plan.short for plan in plans.values())
         self.log.append(f"read {' '.join(map(str, plans))}")
+        if self.read_error:
+            raise self.read_error
         read = {}
         for id, made in plans.items():
             if made.request.tokens[0] == BAD:
@@ -131,7 +140,7 @@ class HandDevice:
 
     def denoise(self, most: int) -> list[Canvas]:
         if self.crash:
-            raise RuntimeError("out of order")
+            raise self.crash
         assert most >= 1 and self.rows and not any(row.done for row in self.rows.values())
         steps = min(most, *(row.last - row.step for row in self.rows.values()))
         self.log.append(f"denoise {steps}")
@@ -148,6 +157,7 @@ class HandDevice:
 
     def choose(self, id: int, position: int, allowed_V: np.ndarray) -> int:
         assert self.rows[id].done and 0 <= position < CONFIG.canvas_length
+        self.log.append(f"choose {id}")
         places = np.flatnonzero(allowed_V)
         return int(places[position % len(places)])
 
@@ -158,12 +168,12 @@ class HandDevice:
         row.start()
         row.canvas[: len(pinned)] = pinned
 
-    def commit(self, id: int, canvas_L: np.ndarray) -> None:
-        row = self.rows[id]
-        assert row.done, "only what is done is committed"
-        self.log.append(f"commit {id}")
-        row.context += canvas_L.tolist()
-        row.start()
+    def commit(self, canvases: dict[int, np.ndarray]) -> None:
+        assert canvases.keys() == {id for id, row in self.rows.items() if row.done}, "what is done, and all of it"
+        self.log.append(f"commit {' '.join(map(str, canvases))}")
+        for id, canvas_L in canvases.items():
+            self.rows[id].context += canvas_L.tolist()
+            self.rows[id].start()
 
     def leave(self, id: int) -> None:
         self.rows.pop(id, None)

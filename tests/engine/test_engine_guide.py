@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import numpy as np
 import pytest
-from engine.hand_device import HandDevice
+from engine.hand_device import GENERATION, HandDevice
 from engine.hand_grammar import END, Rising, is_rising
 from engine.test_engine_core import Log, run, text
 
 from dgemma_jax.engine.core import Core
 from dgemma_jax.engine.events import Event, Failed, Request
-from dgemma_jax.engine.guide import MOST_TRIES, Guide, Verdict
+from dgemma_jax.engine.guide import MOST_FILLED, MOST_TRIES, Guide, Verdict
 from dgemma_jax.generate import CanvasCommitted
 from dgemma_jax.grammar import GrammarError
 
@@ -75,6 +76,44 @@ def test_a_canvas_that_never_fits_is_filled_in_after_so_many_tries() -> None:
         assert not followed.judge(hopeless, 6, smallest).whole
     assert followed.judge(hopeless, 6, smallest) == Verdict([2, 3, 4, 5, 6, 7], True)
     assert not followed.judge(np.array([8, 0, 0, 0, 0, 0]), 6, smallest).whole is followed.begin() == []
+
+
+def test_so_many_tokens_are_chosen_in_one_go_and_the_canvas_still_ends() -> None:
+    """A canvas of which nothing fits, however often it is denoised around what is settled."""
+    length, asked = 3 * MOST_FILLED, []
+    followed = Guide(Rising(size=1000), length, (END,))  # type: ignore[arg-type]
+
+    def choose(position: int, allowed_V: np.ndarray) -> int:
+        asked.append(position)
+        return int(np.flatnonzero(allowed_V)[1])  # never an end
+
+    settled, sizes, whole = [], [], False
+    while not whole:
+        canvas = np.zeros(length, int)
+        canvas[: len(settled)] = settled
+        asked.clear()
+        before = settled
+        settled, whole = followed.judge(canvas, length, choose)
+        assert settled[: len(before)] == before, "what is settled stays"
+        sizes.append(len(asked))
+    assert sizes == [1] * MOST_TRIES + [MOST_FILLED] * 2 + [MOST_FILLED - MOST_TRIES]
+    assert len(settled) == length
+
+
+def test_filling_a_canvas_lets_others_step_and_can_be_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dgemma_jax.engine.guide.MOST_TRIES", 0)
+    monkeypatch.setattr("dgemma_jax.engine.guide.MOST_FILLED", 1)
+    core = Core(device := HandDevice(2))
+    filled = core.submit(Request(tokens=(5,), max_new_tokens=4, grammar=Rising()))  # type: ignore[arg-type]
+    endless = dataclasses.replace(GENERATION, eos_token_ids=())
+    other = core.submit(Request(tokens=(6,), max_new_tokens=400, generation=endless))
+    while device.log.count(f"choose {filled}") < 2:
+        core.step()
+    work = "".join(line[0] for line in device.log)
+    assert "cc" not in work and "crd" in work, "after every choice the canvases are denoised"
+    core.cancel(filled)
+    core.step()
+    assert list(device.rows) == [other]
 
 
 def test_a_grammar_that_allows_nothing_more_says_so() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
@@ -10,7 +12,7 @@ from engine.hand_device import CONFIG, HandDevice
 
 from dgemma_jax import cache as kv
 from dgemma_jax.config import DIFFUSION_GEMMA_26B_A4B
-from dgemma_jax.engine.memory import row_bytes, rows_bucket
+from dgemma_jax.engine.memory import machine_bytes, row_bytes, rows_bucket
 
 
 @pytest.mark.parametrize(("capacity", "dtype"), [(2, "float32"), (64, "float32"), (64, "bfloat16")])
@@ -37,3 +39,15 @@ def test_requests_fit_while_their_rows_and_two_more_do() -> None:
     assert not tight.fits([500, 3, 3]), "a batch of four rows"
     assert not tight.fits([513]), "the next capacity"
     assert not dataclasses.replace(budget, total=10**12).fits([1] * 5), "more than slots"
+
+
+@pytest.mark.parametrize("limit", ["memory.max", "memory/memory.limit_in_bytes"])
+@pytest.mark.parametrize(("said", "found"), [("4096\n", 4096), ("max\n", None), ("9223372036854771712\n", None)])
+def test_the_memory_is_the_containers_where_it_may_use_less(
+    tmp_path: Path, limit: str, said: str, found: int | None
+) -> None:
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert machine_bytes(tmp_path) == machine
+    (tmp_path / limit).parent.mkdir(exist_ok=True)
+    (tmp_path / limit).write_text(said)
+    assert machine_bytes(tmp_path) == (found or machine)

@@ -5,16 +5,21 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from engine.hand_grammar import Rising
 from golden import reading
+from jax.errors import JaxRuntimeError
 from tolerances import REORDERED
 
-from dgemma_jax import CanvasCommitted, Engine, GenerationConfig, Model, Request, SamplingOptions, stream
-from dgemma_jax.engine import Answer, Draft, Failed, Prefilled
+from dgemma_jax import CanvasCommitted, Engine, Finished, GenerationConfig, Model, Request, SamplingOptions, stream
+from dgemma_jax.cache import Cache
+from dgemma_jax.engine import Answer, Draft, EngineDeadError, Failed, Prefilled, programs
+from dgemma_jax.engine.prefix import Reuse
 
 SETTINGS = GenerationConfig(max_denoising_steps=5, entropy_bound=2.0, eos_token_ids=(3, 4, 5))
 CHUNK = 16
@@ -90,6 +95,27 @@ def test_prompts_read_together_are_answered_as_alone_also_where_the_store_has_on
     assert plain(list(answers.values())) == [alone(model, one) for one in shorts]
 
 
+@pytest.mark.parametrize("reuse", ["exact", "any"])
+def test_what_was_read_together_serves_a_prompt_that_comes_alone_only_where_rounding_does_not_matter(
+    model: Model, reuse: Reuse
+) -> None:
+    shorts = [
+        Request(tokens=tuple(range(6, 6 + n)), max_new_tokens=12, seed=n, options=SamplingOptions(logprobs=1))
+        for n in (5, 9, 12)
+    ]
+    engine, fresh = Engine(model, slots=4, reuse=reuse), Engine(model, slots=1, reuse="off")
+    for one in shorts:
+        engine.submit(one)
+    assert sum(isinstance(event, Finished) for _, event in engine.run()) == len(shorts)
+    answers = [engine.generate_many([one], progress=False)[0] for one in shorts]
+    if reuse == "exact":
+        assert answers == [fresh.generate_many([one], progress=False)[0] for one in shorts], "to the last bit"
+        answers = [engine.generate_many([one], progress=False)[0] for one in shorts]
+    assert [answer.cached_tokens for answer in answers] == [5, 9, 12]
+    engine.close()
+    fresh.close()
+
+
 def test_the_engine_answers_as_the_plain_path_does(model: Model) -> None:
     wanted = requests(12, seed=1)
     expected = [alone(model, one) for one in wanted]
@@ -97,7 +123,8 @@ def test_the_engine_answers_as_the_plain_path_does(model: Model) -> None:
     assert plain(engine.generate_many(wanted, progress=False)) == expected
     backwards = engine.generate_many(wanted[::-1], progress=False)
     assert plain(backwards) == expected[::-1]
-    assert all(answer.cached_tokens for answer in backwards), "the second time every prompt is known"
+    known = [answer for one, answer in zip(wanted[::-1], backwards, strict=True) if len(one.tokens) > CHUNK]
+    assert known and all(answer.cached_tokens for answer in known), "what was read alone is known the second time"
     engine.close()
 
 
@@ -105,17 +132,22 @@ HEAT = GenerationConfig(max_denoising_steps=6, entropy_bound=90.0, t_min=5.0, t_
 
 
 def test_nobody_can_tell_who_else_is_there(model: Model) -> None:
-    """Beside hot, long, equal and leaving neighbours, in every slot, known or not: the same answer."""
+    """Beside neighbours of every kind, in every slot, known or not: the same answer."""
     asked = Request(tokens=(9, 8, 7, 6), max_new_tokens=20, seed=5)
     wanted = alone(model, asked)
+    broken = Request(tokens=(7, 8), max_new_tokens=20, generation=dataclasses.replace(HEAT, t_min=0.0, t_max=1e-44))
+    held = Rising(model.config.text.vocab_size, SETTINGS.eos_token_ids[0])
     neighbours = [
         Request(tokens=(11,) * 150, max_new_tokens=40, generation=HEAT),
-        dataclasses.replace(asked, seed=6, max_new_tokens=30),
-        Request(tokens=tuple(range(6, 60)), max_new_tokens=9, draft_every=1),
+        Request(tokens=(7, 8, 9), max_new_tokens=20, grammar=held),  # type: ignore[arg-type]
+        pictured(name="window6"),
+        broken,
+        dataclasses.replace(asked, seed=6, options=SamplingOptions(top_k=3, top_p=0.5)),
+        Request(tokens=tuple(range(6, 60)), max_new_tokens=9, draft_every=1),  # leaves
         asked,
     ]
     engine = Engine(model, slots=2, apart=True)
-    for place in range(3):
+    for place in (0, 2, 4):
         answers: dict[int, Answer] = {}
         line = [*neighbours[:place], asked, *neighbours[place:]]
         ids = [engine.submit(one) for one in line]
@@ -125,6 +157,7 @@ def test_nobody_can_tell_who_else_is_there(model: Model) -> None:
                 engine.cancel(id)
         same = [answers[id] for id, one in zip(ids, line, strict=True) if one == asked]
         assert plain(same) == [wanted, wanted]
+        assert isinstance(answers[ids[line.index(broken)]].error, ArithmeticError)
     engine.close()
 
 
@@ -176,6 +209,38 @@ def test_memory_is_flat(engine: Engine) -> None:
     assert abs(bytes_alive() - before) <= 40_000, "a prompt more or less in the prefix store"
 
 
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_no_memory_for_a_larger_batch_fails_one_request_unless_rows_were_lost(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, is_lost: bool
+) -> None:
+    arrange, left = programs.arrange, [JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")]
+
+    def without_room(cache: Cache, *rest: Any, consume: bool = False, **named: Any) -> Cache:
+        if not consume or not left:
+            return arrange(cache, *rest, consume=consume, **named)
+        if is_lost:
+            cache.layers[0].key_BKSC.delete()
+        raise left.pop()
+
+    model = engine._device.model  # type: ignore[attr-defined]
+    made = Engine(model, slots=2)
+    running, joining = (Request(tokens=(token,) * 20, max_new_tokens=40) for token in (7, 8))
+    answers = {made.submit(running): Answer()}
+    made.step()
+    monkeypatch.setattr(programs, "arrange", without_room)
+    answers[made.submit(joining)] = Answer()
+    for id, event in made.run():
+        answers[id] = answers[id].after(event)
+    first, second = answers.values()
+    assert not left
+    if is_lost:
+        assert isinstance(made.error, JaxRuntimeError)
+        assert isinstance(first.error, EngineDeadError) and isinstance(second.error, EngineDeadError)
+    else:
+        assert made.error is None and first == alone(model, running) and isinstance(second.error, JaxRuntimeError)
+    made.close()
+
+
 def test_options_are_each_requests_own(engine: Engine) -> None:
     model = engine._device.model  # type: ignore[attr-defined]
     asked = [SamplingOptions(), SamplingOptions(top_k=3, logprobs=2), SamplingOptions(logprobs=0)]
@@ -210,8 +275,8 @@ def seeing() -> Model:
     return dataclasses.replace(reading.model("causal_images", backend="all_experts"), generation=SETTINGS)
 
 
-def pictured(shade: float = 1.0) -> Request:
-    golden = reading.case("causal_images", "logits", "image_each")
+def pictured(shade: float = 1.0, name: str = "causal_images") -> Request:
+    golden = reading.case(name, "logits", "image_each")
     images = reading.images(golden)
     (tokens,) = golden["tokens"][:1].tolist()
     count = len(images["patches"]) // len(golden["tokens"])

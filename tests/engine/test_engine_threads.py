@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import time
 
 import pytest
 from engine.hand_device import BAD, HandDevice, answer
 
-from dgemma_jax.engine import Draft, Engine, EngineDeadError, Event, Failed, Prefilled, Request
+from dgemma_jax.engine import Draft, Engine, EngineDeadError, Event, Failed, Prefilled, RefusedError, Request
 from dgemma_jax.engine.batch import Canvas
 from dgemma_jax.generate import CanvasCommitted, Finished
 
@@ -58,7 +59,7 @@ async def test_a_crash_reaches_every_open_stream_and_the_next_request() -> None:
     streams = [asyncio.create_task(read(engine, request(n, max_new_tokens=4000))) for n in range(2, 6)]
     while engine.waiting + engine.running < 4:
         await asyncio.sleep(0.001)
-    device.crash = True
+    device.crash = RuntimeError("out of order")
     for events in await asyncio.gather(*streams):
         assert isinstance(events[-1], Failed) and isinstance(events[-1].error, EngineDeadError)
     with pytest.raises(EngineDeadError, match="out of order"):
@@ -89,11 +90,78 @@ def test_many_prompts_are_answered_in_their_order() -> None:
             assert str(made.error) == "this prompt cannot be read" and made.reason is None
             continue
         *canvases, last = answer(Request(tokens=prompt, max_new_tokens=20))
-        assert made.tokens == sum((c.tokens for c in canvases if isinstance(c, CanvasCommitted)), ())
+        assert made.tokens == _tokens(Request(tokens=prompt, max_new_tokens=20))
         assert made.steps == tuple(c.steps for c in canvases if isinstance(c, CanvasCommitted))
         assert isinstance(last, Finished) and made.reason == last.reason
     assert len(answers[4].tokens) <= 5
     engine.close()
+
+
+def test_of_many_prompts_one_that_is_refused_costs_no_other_its_answer() -> None:
+    engine = Engine.over(HandDevice(slots=2), max_queue=0)
+    prompts = [(5,) * 5000, (5, 2, 3), (99,), *[(6, 2, 3)] * 4, (5,) * 5000]
+    long, good, unknown, *same, last = engine.generate_many(prompts, progress=False, max_new_tokens=20)
+    engine.close()
+    assert isinstance(long.error, RefusedError) and isinstance(last.error, RefusedError)
+    assert "tokens must be in [0, 50)" in str(unknown.error)
+    for prompt, made in (((5, 2, 3), good), *(((6, 2, 3), one) for one in same)):
+        assert made.error is None and made.tokens == _tokens(Request(tokens=prompt, max_new_tokens=20))
+
+
+def _tokens(one: Request) -> tuple[int, ...]:
+    return sum((event.tokens for event in answer(one) if isinstance(event, CanvasCommitted)), ())
+
+
+class Panic(BaseException):
+    """As what a library written in Rust raises when it panics."""
+
+
+async def test_a_panic_in_a_step_is_a_crash_that_every_stream_is_told_of() -> None:
+    device = HandDevice()
+    engine = Engine.over(device)
+    device.crash = Panic("index out of bounds")
+    events = await asyncio.wait_for(read(engine, request(5)), 5)
+    assert isinstance(events[-1], Failed) and isinstance(events[-1].error.__cause__, Panic)
+    with pytest.raises(EngineDeadError, match="index out of bounds"):
+        await read(engine, request(5))
+    engine.close()
+
+
+async def test_what_ends_the_thread_fails_what_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine.over(HandDevice())
+    monkeypatch.setattr(engine._core, "_step", lambda: sys.exit("enough"))  # not an error that a step makes a crash of
+    events = await asyncio.wait_for(read(engine, request(5)), 5)
+    assert isinstance(events[-1], Failed) and isinstance(engine.error, SystemExit)
+    engine.close()
+
+
+async def test_a_listener_that_panics_is_no_other_requests_trouble() -> None:
+    def panic(event: Event) -> None:
+        raise Panic
+
+    engine = Engine.over(HandDevice())
+    engine.listen(request(5), panic)
+    assert (await asyncio.wait_for(read(engine, request(6)), 5))[1:] == answer(request(6))
+    engine.close()
+
+
+def test_an_engine_that_is_closed_within_a_step_ends_without_a_crash(caplog: pytest.LogCaptureFixture) -> None:
+    """As at the end of a server whose last step takes long: `close` comes from another thread."""
+
+    class Closing(HandDevice):
+        def denoise(self, most: int) -> list[Canvas]:
+            closing = threading.Thread(target=engine.close)
+            closing.start()
+            closing.join()
+            return super().denoise(most)
+
+    engine = Engine.over(Closing())
+    ids = [engine.submit(request(first, max_new_tokens=400)) for first in (5, 6)]
+    events = list(engine.run())
+    assert {id: str(event.error) for id, event in events if isinstance(event, Failed)} == dict.fromkeys(
+        ids, "the engine has stopped: the engine was closed"
+    )
+    assert engine.running == engine.waiting == 0 and not caplog.records
 
 
 def test_steps_are_taken_by_the_caller_or_by_the_thread() -> None:

@@ -7,13 +7,16 @@ import logging
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden import reading
 
 from dgemma_jax import Engine, Finished, GenerationConfig, Model, Request, SamplingOptions
-from dgemma_jax.config import ProcessorConfig
-from dgemma_jax.engine.warm import Part, compile_behind
+from dgemma_jax.buckets import image_groups
+from dgemma_jax.config import DIFFUSION_GEMMA_26B_A4B, ProcessorConfig
+from dgemma_jax.engine.device import ModelDevice
+from dgemma_jax.engine.warm import Part, compile_behind, parts_of
 from dgemma_jax.sampling.options import PLAIN
 
 
@@ -34,7 +37,7 @@ def warmed_up(engine: Engine, parts: int) -> list[str]:
     """Waits for all that is compiled ahead; what was there at once."""
     lines: list[str] = []
     engine.warm_up(lines.append)
-    at_once, until = list(lines), time.monotonic() + 120
+    at_once, until = list(lines), time.monotonic() + 600
     while len(lines) < parts and time.monotonic() < until:
         time.sleep(0.01)
     engine._end_warm_up()
@@ -79,6 +82,62 @@ def test_where_nothing_is_compiled_beside_requests_all_is_there_at_once(
     Engine(model, slots=2, max_context=100).warm_up(lines.append, everything=everything)
     assert len(lines) == parts, lines
     assert any("truncated" in line for line in lines) == everything
+
+
+def published() -> Engine:
+    """Over the published model without its weights, of which no part is compiled here."""
+    model = Model(
+        config=DIFFUSION_GEMMA_26B_A4B,
+        generation=GenerationConfig(),
+        processor=ProcessorConfig(),
+        tokenizer=None,
+        dtype=jnp.dtype("bfloat16"),
+        graphdef=None,  # type: ignore[arg-type]
+        params=None,  # type: ignore[arg-type]
+    )
+    return Engine(model, slots=1, max_context=8192, kv_bytes=2**36)
+
+
+CANVASES = [
+    f"canvases of 1 rows, {size} positions{option}" for option in ("", ", truncated") for size in (512, 2048, 8192)
+]
+PASSES = {512: (128, 256, 512), 2048: (128, 256, 512, 1024), 8192: (128, 256, 512, 1024)}
+
+
+@pytest.mark.parametrize(
+    ("backend", "images", "longest"),
+    [
+        # Sixteen frames, four images, one with `detail: "high"`: what requests hold.
+        ("gpu", {630: (1, 2, 4, 8, 16), 1260: (1,), 2520: (1, 2, 4), 5040: (1,), 10080: (1,)}, 1024),
+        ("cpu", {630: (1, 2, 4), 1260: (1,), 2520: (1,)}, 256),
+    ],
+)
+def test_the_published_model_has_these_programs(
+    backend: str, images: dict[int, tuple[int, ...]], longest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image of 1120 soft tokens is read in one pass, which no chunk of text is as long as."""
+    monkeypatch.setattr("jax.default_backend", lambda: backend)
+    wanted = list(CANVASES)
+    for capacity, sizes in PASSES.items():
+        for size in [*sizes, 2048] if capacity >= 2048 else sizes:
+            line = f"prompt pass of {size} tokens, {capacity} positions"
+            wanted += [line] * (size <= longest) + [f"{line}, with images"]
+        wanted.append(f"copies of {capacity} positions")
+    wanted += [f"{count} images of {patches} patches" for patches, counts in images.items() for count in counts]
+    device = published()._device
+    assert isinstance(device, ModelDevice)
+    assert [part.line for part in parts_of(device, everything=True)] == wanted
+
+
+def test_every_group_of_frames_and_of_a_few_images_has_its_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+    device = published()._device
+    assert isinstance(device, ModelDevice)
+    lines = {part.line for part in parts_of(device, everything=True)}
+    for soft_tokens, most in ((64, 16 * 32), (252, 16), (1089, 16)):
+        for count in range(1, most + 1):
+            for group in image_groups([9 * soft_tokens] * count, 9):
+                assert f"{group.images} images of {group.patches} patches" in lines
 
 
 @pytest.mark.parametrize("model", ["causal_images"], indirect=True)

@@ -12,7 +12,8 @@ from PIL import Image
 from dgemma_jax.config import DIFFUSION_GEMMA_26B_A4B, ModelConfig, ProcessorConfig, VisionConfig
 from dgemma_jax.inputs import check_images
 from dgemma_jax.media.error import MediaError
-from dgemma_jax.media.image import Patches, to_patches
+from dgemma_jax.media.image import to_patches
+from dgemma_jax.media.patches import Patches
 from dgemma_jax.media.prompt import Film, Picture, expand
 from dgemma_jax.prompt.tokenizer import Tokenizer
 
@@ -58,12 +59,13 @@ def test_a_film_is_its_frames_with_their_times() -> None:
     assert VIDEO not in made.tokens
 
 
-def test_all_images_are_padded_to_one_number_of_patches() -> None:
+def test_images_stay_as_they_are_and_make_one_padded_array_for_who_wants_it() -> None:
     media = [Picture(STRIP), Film([(0.0, SQUARE), (1.0, STRIP)])]
     made = expand([SOFT, VIDEO], media, CONFIG, TOKENIZER)
+    assert made.images == (STRIP, SQUARE, STRIP)
     assert made.patches is not None and made.patch_positions is not None
     assert made.patches.shape == (3, 64, 192) and made.patch_positions.shape == (3, 64, 2)
-    for index, image in enumerate((STRIP, SQUARE, STRIP)):
+    for index, image in enumerate(made.images):
         real = len(image.patches_NP)
         np.testing.assert_array_equal(made.patches[index, :real], image.patches_NP)
         np.testing.assert_array_equal(made.patch_positions[index, :real], image.position_N2)
@@ -72,12 +74,30 @@ def test_all_images_are_padded_to_one_number_of_patches() -> None:
 
 def test_the_model_accepts_what_was_expanded() -> None:
     made = expand([5, SOFT, SOFT, VIDEO], [Picture(SQUARE), Picture(STRIP), Film([(3, STRIP)])], CONFIG, TOKENIZER)
-    assert check_images(CONFIG, np.asarray([made.tokens]), made.patches, made.patch_positions) is not None
+    tokens = np.asarray([made.tokens])
+    assert check_images(CONFIG, tokens, made.images, None) == made.images
+    stacked = check_images(CONFIG, tokens, made.patches, made.patch_positions)
+    assert stacked is not None and [image.digest for image in stacked] == [image.digest for image in made.images]
+
+
+def test_a_prompt_takes_the_videos_that_a_request_may_hold_and_no_more_patches_than_it_says() -> None:
+    """With the sizes of the published model: 32 frames of 70 soft tokens of 9 patches."""
+    config = dataclasses.replace(CONFIG, vision=dataclasses.replace(VISION, patch_size=1, pooling_kernel_size=3))
+
+    def image(soft_tokens: int) -> Patches:
+        return Patches(np.zeros((9 * soft_tokens, 3)), np.zeros((9 * soft_tokens, 2)), soft_tokens)
+
+    videos = [Film([(0.0, image(66))] * 32)] * 16
+    assert len(expand([VIDEO] * 16, videos, config, TOKENIZER).images) == 16 * 32
+    wanted = "at most 327,680 patches, found 332,640 in 513 images and frames, each padded"
+    with pytest.raises(MediaError, match=wanted):
+        expand([SOFT] + [VIDEO] * 16, [Picture(image(1089)), *videos], config, TOKENIZER)
 
 
 @pytest.mark.parametrize("config", [CONFIG, dataclasses.replace(CONFIG, vision=None)])
 def test_a_prompt_without_media_stays_as_it_is(config: ModelConfig) -> None:
-    assert expand([5, 6, 7], [], config, TOKENIZER) == ([5, 6, 7], None, None)
+    made = expand([5, 6, 7], [], config, TOKENIZER)
+    assert (made.tokens, made.images, made.patches, made.patch_positions) == ([5, 6, 7], (), None, None)
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ class FakeEngine:
         self.cached_tokens = 0
         self.release = threading.Event()
         self.warm_up_error: Exception | None = None
-        self.broken: Exception | None = None
+        self.broken: BaseException | None = None
         self.slots = 1
         self._ids = itertools.count()
         self._open: dict[int, Generator[Event | None, None, None]] = {}

@@ -10,6 +10,7 @@ import pytest
 from fake_engine import STEPS, FakeEngine
 
 from tools import bench
+from tools.bench_clients import workload
 
 
 async def measure(client, capsys, *flags: str) -> tuple[int, str, str]:
@@ -17,6 +18,19 @@ async def measure(client, capsys, *flags: str) -> tuple[int, str, str]:
     command = ["serve", "--url", str(client.make_url("/")), "--longest", "100", *flags]
     status = await asyncio.to_thread(bench.main, command)
     return status, *capsys.readouterr()
+
+
+def test_no_two_requests_of_a_workload_are_alike_and_most_are_short():
+    """So that the store of prompts fills, and a text that belongs to another request shows."""
+    asked = workload(3000, "demo", longest=1000, seed=0)
+    prompts = [one.body["messages"][0]["content"] for one in asked]
+    assert len(set(prompts)) == 3000
+    lengths = sorted(map(len, prompts))
+    assert lengths[1400] < 100 and 800 < lengths[-1] <= 1000
+    assert len({one.body["max_tokens"] for one in asked}) == 4
+    assert workload(3000, "demo", longest=1000, seed=0) == asked
+    others = workload(3000, "demo", longest=100, seed=1)
+    assert max(len(one.body["messages"][0]["content"]) for one in others) <= 100
 
 
 async def test_a_run_reports_what_the_server_did(start, engine: FakeEngine, capsys):

@@ -19,6 +19,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from PIL import Image
 from tiny_checkpoint import FRAME_TOKENS, FRAMES, SOFT_TOKENS, run, tokens_of, write_checkpoint
 
+from dgemma_jax.media.patches import Patches
 from dgemma_jax.prompt.tokenizer import Tokenizer
 from serve.app import create_app
 from serve.checkpoint_engine import CheckpointEngine
@@ -81,7 +82,7 @@ def test_an_image_becomes_its_soft_tokens_and_a_video_those_of_its_frames(engine
     prompt = engine.expand(render(engine, "image", "video"), media)
     assert prompt.tokens.count(tokenizer.token_id("<|image|>")) == SOFT_TOKENS + FRAMES * FRAME_TOKENS
     assert prompt.tokens.count(tokenizer.token_id("<|image>")) == 1 + FRAMES
-    assert len(prompt.patches) == len(prompt.patch_positions) == 1 + FRAMES
+    assert len(prompt.images) == 1 + FRAMES
     assert "00:01" in tokenizer.decode(prompt.tokens)
 
 
@@ -89,11 +90,10 @@ def test_what_is_seen_reaches_the_model(engine):
     keys = []
     for shade in (10, 120):
         prompt = engine.expand(render(engine, "image"), [engine.read(picture(shade=shade), "image", "auto")])
-        images = {"patches": prompt.patches, "patch_positions": prompt.patch_positions}
-        (events,) = run(engine, Job(prompt=prompt.tokens, max_new_tokens=8, seed=3, **images))
-        wanted = engine._model.generate([prompt.tokens], max_new_tokens=8, seed=3, **images).tokens[0].tolist()
-        assert tokens_of(events) == wanted
-        keys.append(jax.tree.leaves(engine._model.prefill([prompt.tokens], **images)))
+        (events,) = run(engine, Job(prompt=prompt.tokens, max_new_tokens=8, seed=3, images=prompt.images))
+        wanted = engine._model.generate([prompt.tokens], max_new_tokens=8, seed=3, patches=prompt.images).tokens[0]
+        assert tokens_of(events) == wanted.tolist()
+        keys.append(jax.tree.leaves(engine._model.prefill([prompt.tokens], patches=prompt.images)))
     assert any((np.asarray(one) != np.asarray(other)).any() for one, other in zip(*keys, strict=True))
 
 
@@ -110,9 +110,8 @@ def test_detail_chooses_how_finely_an_image_is_seen(engine, tokenizer):
 def test_pictures_of_every_shape_make_no_more_than_their_budget(engine):
     for size in ((1, 1), (1, 500), (500, 1), (7, 300), (64, 48)):
         prompt = engine.expand(render(engine, "image"), [engine.read(picture(*size), "image", "low")])
-        assert 1 <= int((prompt.patch_positions[0, :, 0] >= 0).sum()) // 4 <= SOFT_TOKENS
-        images = {"patches": prompt.patches, "patch_positions": prompt.patch_positions}
-        (events,) = run(engine, Job(prompt=prompt.tokens, max_new_tokens=8, seed=0, **images))
+        assert 1 <= prompt.images[0].soft_tokens <= SOFT_TOKENS
+        (events,) = run(engine, Job(prompt=prompt.tokens, max_new_tokens=8, seed=0, images=prompt.images))
         assert isinstance(events[-1], Finished)
 
 
@@ -143,6 +142,32 @@ def test_a_template_that_leaves_media_out_is_a_prompt_error(engine, monkeypatch)
     monkeypatch.setattr(engine._template, "encode", lambda *_, **__: [2, 3])
     with pytest.raises(PromptError, match="leave one out"):
         render(engine, "image")
+
+
+async def test_more_images_than_a_prompt_may_hold_are_a_400_with_the_numbers(engine, monkeypatch):
+    monkeypatch.setattr("dgemma_jax.media.prompt.MOST_PROMPT_PATCHES", 150)
+    app = create_app(engine, ServeConfig(served_model_name=("demo",), shutdown_seconds=0.2))
+    statuses, body = [], {"model": "demo", "max_tokens": 8}
+    async with TestClient(TestServer(app)) as client:
+        for count in (2, 3):  # of 64 patches each, most of them padding
+            messages = [{"role": "user", "content": [part(picture())] * count}]
+            response = await client.post(URL, json=body | {"messages": messages})
+            statuses.append(response.status)
+        error = (await response.json())["error"]
+    assert statuses == [200, 400] and error["param"] == "messages"
+    assert "wanted at most 150 patches, found 192 in 3 images" in error["message"]
+
+
+async def test_the_choices_of_a_request_share_what_is_known_of_its_images(engine, monkeypatch):
+    """Found out where the file is decoded; the engine's thread does not look at the pixels."""
+    digests, made = [], Patches.__dict__["digest"].func
+    monkeypatch.setattr(Patches.__dict__["digest"], "func", lambda image: digests.append(1) or made(image))
+    app = create_app(engine, ServeConfig(served_model_name=("demo",), shutdown_seconds=0.2))
+    content = [part(picture(shade=33)), part(film(), "video", "video/mp4")]
+    body = {"model": "demo", "messages": [{"role": "user", "content": content}], "max_tokens": 8, "n": 3}
+    async with TestClient(TestServer(app)) as client:
+        assert (await client.post(URL, json=body)).status == 200
+    assert len(digests) == 1 + FRAMES
 
 
 async def test_the_server_answers_about_pictures_and_videos_whole_and_streamed(engine):

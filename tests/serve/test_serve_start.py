@@ -64,7 +64,7 @@ def test_memory_is_given_in_bytes_or_larger_units(text, found):
 def test_weights_are_float32_where_a_cpu_has_room_for_them(monkeypatch):
     assert choose_dtype("auto", DEMO_CHECKPOINT) == "float32"
     assert choose_dtype("bfloat16", DEMO_CHECKPOINT) == "bfloat16"
-    monkeypatch.setattr(dtype, "SHARE", 1e-9)
+    monkeypatch.setattr(dtype, "machine_bytes", lambda: 2**20)
     assert choose_dtype("auto", DEMO_CHECKPOINT) == "bfloat16"
     monkeypatch.undo()
     monkeypatch.setattr(dtype.jax, "default_backend", lambda: "gpu")

@@ -207,8 +207,13 @@ async def test_a_stream_that_takes_too_long_ends_with_an_error_frame(start, ask,
         await eventually(lambda: engine.ended == ["abandoned"])
 
 
+class Panic(BaseException):
+    """As what a library written in Rust raises when it panics."""
+
+
+@pytest.mark.parametrize("error", [MemoryError("the device is full"), Panic("the device is full")])
 async def test_an_engine_that_breaks_fails_every_open_request_and_shows_it(
-    start, ask, engine: FakeEngine, eventually, caplog
+    start, ask, engine: FakeEngine, eventually, caplog, error
 ):
     engine.slots = 2
     async with start() as client:
@@ -219,8 +224,8 @@ async def test_an_engine_that_breaks_fails_every_open_request_and_shows_it(
             await eventually(lambda count=count: len(client.app[WORKER]._open) == count)
         await eventually(lambda: len(engine.jobs) == 2)
         assert "engine_up 1.0" in await (await client.get("/metrics")).text()
-        engine.broken = MemoryError("the device is full")
-        whole, streamed, waited = await asyncio.gather(*opened)
+        engine.broken = error
+        whole, streamed, waited = await asyncio.wait_for(asyncio.gather(*opened), PATIENCE)
         for response in (whole, waited):
             assert response.status == 503 and "stopped working" in (await response.json())["error"]["message"]
         assert '"code":"unavailable"' in await streamed.text()
@@ -232,12 +237,13 @@ async def test_an_engine_that_breaks_fails_every_open_request_and_shows_it(
     assert "the engine is broken" in caplog.text and "the device is full" in caplog.text
 
 
-async def test_a_job_that_the_engine_refuses_fails_alone(client, ask, engine: FakeEngine, monkeypatch, caplog):
+@pytest.mark.parametrize("error", [ValueError("never fits"), MemoryError("never fits")])
+async def test_a_job_that_the_engine_refuses_fails_alone(client, ask, engine: FakeEngine, monkeypatch, caplog, error):
     submit = engine.submit
 
     def picky(job):
         if job.max_new_tokens == 9:
-            raise ValueError("never fits")
+            raise error
         return submit(job)
 
     monkeypatch.setattr(engine, "submit", picky)
@@ -320,6 +326,30 @@ async def test_shutdown_fails_what_does_not_finish_in_time(start, ask, engine: F
         assert json.loads(error.removeprefix("data: "))["error"]["code"] == "unavailable"
         assert done == "data: [DONE]"
         await closing
+
+
+async def test_a_last_step_that_takes_too_long_does_not_make_the_engine_broken(
+    start, ask, engine: FakeEngine, monkeypatch, eventually, caplog
+):
+    """The server goes on without it and closes the engine, which the step then finds closed."""
+    monkeypatch.setattr("serve.worker._LAST_STEP", 0.05)
+    entered = threading.Event()
+
+    def slow():
+        entered.set()
+        assert engine.release.wait(PATIENCE)
+        raise RuntimeError("the engine was closed")
+
+    monkeypatch.setattr(engine, "step", slow)
+    async with start(shutdown_seconds=0.05) as client:
+        reply = asyncio.create_task(client.post(URL, json=ask("hi")))
+        await eventually(entered.is_set)
+        await client.server.close()
+        assert (await reply).status == 503
+        assert client.app[WORKER]._thread.is_alive()
+        engine.release.set()
+        await eventually(lambda: not client.app[WORKER]._thread.is_alive())
+        assert "broken" not in caplog.text and client.app[WORKER].state == "closing"
 
 
 async def test_requests_wait_for_the_warm_up_and_health_says_so(start, ask, engine: FakeEngine, monkeypatch):
