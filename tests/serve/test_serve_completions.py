@@ -69,7 +69,7 @@ async def test_a_stream_carries_the_same_as_a_whole_answer(client, fields):
 
 
 async def test_a_stop_string_frees_the_engine_for_the_next_choice(client, engine: FakeEngine):
-    body = await (await client.post(URL, json=asking(["a" * 30, "b"], stop="You"))).json()
+    body = await (await client.post(URL, json=asking(["a" * 150, "b"], stop="You", max_tokens=200))).json()
     assert [(choice["text"], choice["finish_reason"]) for choice in body["choices"]] == [("", "stop")] * 2
     assert engine.ended[0] == "abandoned"
 

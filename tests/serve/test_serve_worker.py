@@ -156,7 +156,8 @@ async def test_requests_in_slots_are_answered_together_and_none_waits_for_the_sl
         await eventually(lambda: len(engine.jobs) == 2)
         for index in range(5):
             assert await content_of(await client.post(URL, json=ask(f"{index}"))) == f"You said: {index}"
-        assert engine.running == 2 and not any(reply.done() for reply in held)
+        await eventually(lambda: engine.running == 2)  # the answer may be there before the place is free
+        assert not any(reply.done() for reply in held)
         engine.release.set()
         assert [await content_of(await reply) for reply in held] == ["You said: hold 0", "You said: hold 1"]
 
