@@ -4,12 +4,13 @@ No control flow, differentiable; E/X times the useful arithmetic. The plain twin
 where there are few experts.
 
 On a CPU both products read the weights as they lie. XLA's CPU backend would turn all of `down` around first, and in
-some versions widen bfloat16 weights where the result is bfloat16 too. The gradient is that of the plain products, which
-are quicker there.
+some versions widen bfloat16 weights where the result is bfloat16 too. Training takes the plain products, which are
+quicker together with their gradients.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -19,6 +20,8 @@ from dgemma_jax.model.mlp import gelu
 from dgemma_jax.model.parameter import einsum
 from dgemma_jax.model.quantized import Quantized
 from dgemma_jax.model.router import Routing
+
+ExpertProduct = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def all_experts(x_AD: jax.Array, routing: Routing, gate_up_EFD: jax.Array, down_EDF: jax.Array) -> jax.Array:
@@ -48,10 +51,10 @@ def summed_plainly(hidden_AEF: jax.Array, down_EDF: jax.Array) -> jax.Array:
     return einsum("ay,dy->ad", hidden_AEF.reshape(len(hidden_AEF), -1), down_DY)
 
 
-def _with_gradient_of(plain: Callable[..., jax.Array], quick: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """`quick`, differentiated as `plain`, which is equal to it but for the order of sums."""
+def _or_where_differentiated(quick: ExpertProduct, plain: ExpertProduct) -> ExpertProduct:
+    """`quick`; where gradients are taken `plain`, which is equal to it but for the order of sums."""
     function = jax.custom_vjp(quick)
-    function.defvjp(lambda *inputs: (quick(*inputs), inputs), lambda inputs, change: jax.vjp(plain, *inputs)[1](change))
+    function.defvjp(functools.partial(jax.vjp, plain), lambda back, change: back(change))
     return function
 
 
@@ -71,8 +74,8 @@ def _wide(formula: str, x: jax.Array, weight: jax.Array) -> jax.Array:
     return jnp.einsum(formula, x, weight, precision=exact, preferred_element_type=jnp.float32)
 
 
-made_where_it_lies = _with_gradient_of(made_plainly, _made)
-summed_where_it_lies = _with_gradient_of(summed_plainly, _summed)
+made_where_it_lies = _or_where_differentiated(_made, made_plainly)
+summed_where_it_lies = _or_where_differentiated(_summed, summed_plainly)
 
 
 def _one_by_one(x_AD: jax.Array, weight_AE: jax.Array, gate_up_EFD: Quantized, down_EDF: Quantized) -> jax.Array:

@@ -188,7 +188,7 @@ def with_gradients(run: Callable[..., jax.Array], *inputs: jax.Array) -> tuple[j
 
 @pytest.mark.parametrize("product", ["made", "summed"])
 @pytest.mark.parametrize(("dtype", "within"), [("float32", ROUNDING), ("bfloat16", 0.01)])
-def test_products_with_weights_as_they_lie_are_the_plain_ones_and_so_are_their_gradients(
+def test_products_with_weights_as_they_lie_are_the_plain_ones_and_have_their_gradients_to_the_bit(
     dtype: str, within: float, product: str
 ) -> None:
     """Of bfloat16 the last of eight bits may differ."""
@@ -196,10 +196,11 @@ def test_products_with_weights_as_they_lie_are_the_plain_ones_and_so_are_their_g
     hidden_AEF = numbers(13, 21, 8, 24).astype(dtype)
     inputs = (x_AD, gate_up.reshape(-1, 40)) if product == "made" else (hidden_AEF, down)
     quick, plain = (getattr(moe_all, f"{product}_{how}") for how in ("where_it_lies", "plainly"))
-    for found, wanted in zip(with_gradients(quick, *inputs), with_gradients(plain, *inputs), strict=True):
-        assert found.dtype == wanted.dtype == dtype
-        found, wanted = np.asarray(found, np.float32), np.asarray(wanted, np.float32)
-        np.testing.assert_allclose(found, wanted, rtol=0, atol=within * np.abs(wanted).max())
+    (found, *gradients), (wanted, *plain_gradients) = (with_gradients(run, *inputs) for run in (quick, plain))
+    assert found.dtype == wanted.dtype == dtype
+    found, wanted = np.asarray(found, np.float32), np.asarray(wanted, np.float32)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=within * np.abs(wanted).max())
+    jax.tree.map(np.testing.assert_array_equal, gradients, plain_gradients)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
