@@ -74,7 +74,7 @@ def predict_streaming(
     """As `head.predict`, equal to it but for the order of sums; no expected embedding is made where no row goes on.
 
     With a truncation the draws of rows that have bounds are made of their probabilities whole, a slice of positions at
-    a time: a second product with the embedding, which no other row takes part in. See `_bounded`.
+    a time: a second product with the embedding, in which others take no part unless most rows have bounds.
     """
 
     def swept(x_BLD: jax.Array, temperature_B: jax.Array, uniform_BL: jax.Array, goes_on_B: jax.Array) -> Swept:
@@ -107,7 +107,7 @@ def predict_swept(
     goes_on_B = jnp.ones(len(x_BLD), bool) if goes_on_B is None else goes_on_B
     sums, drawn_BL = swept(text.norm(x_BLD), temperature_B, uniform_BL, goes_on_B)
     if truncation is not None:
-        drawn_BL = _bounded(text, x_BLD, temperature_B, uniform_BL, truncation, drawn_BL)
+        drawn_BL = _bounded(text, Rows(x_BLD, temperature_B, uniform_BL, truncation, drawn_BL))
     soft_BLD = (sums.soft_AD / sums.soft_total_A[..., None]).astype(text.embedding_VD.dtype) * text.embedding_scale
     return Prediction(
         argmax_BL=sums.argmax_A,
@@ -117,35 +117,41 @@ def predict_swept(
     )
 
 
-def _bounded(
-    text: TextModel,
-    x_BLD: jax.Array,
-    temperature_B: jax.Array,
-    uniform_BL: jax.Array,
-    truncation: Truncation,
-    drawn_BL: jax.Array,
-) -> jax.Array:
+class Rows(NamedTuple):
+    """What draws of rows within their bounds are made of, and the tokens that were drawn without bounds."""
+
+    x_BLD: jax.Array
+    temperature_B: jax.Array
+    uniform_BL: jax.Array
+    truncation: Truncation
+    drawn_BL: jax.Array
+
+    def bounded(self) -> jax.Array:
+        """Which have bounds: [B]."""
+        return (self.truncation.top_k_B > 0) | (self.truncation.top_p_B < 1)
+
+
+def _bounded(text: TextModel, rows: Rows) -> jax.Array:
     """The drawn tokens, of rows that have bounds again and within them: [B, L].
 
-    Row by row, so that one without bounds costs nothing; over a mesh one row of each device at a time.
+    One row after another, so that others cost nothing, and over a mesh one of each device; all together where most have
+    bounds, as fewer and larger products then take less.
     """
-    mesh, B = text.mesh, len(x_BLD)
+    mesh, (B, L) = text.mesh, rows.drawn_BL.shape
     apart = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in sharding.axes_of("rows", B, mesh))
 
-    def draw_again(rows: tuple[jax.Array, jax.Array, jax.Array, Truncation, jax.Array]) -> jax.Array:
-        x_RLD, temperature_R, uniform_RL, truncation, drawn_RL = rows
-        has_bounds_R = (truncation.top_k_B > 0) | (truncation.top_p_B < 1)
+    def again(rows: Rows) -> jax.Array:
+        drawn_BL = predict_drawn(text, rows.x_BLD, rows.temperature_B, rows.uniform_BL, rows.truncation)
+        return jnp.where(rows.bounded()[:, None], drawn_BL, rows.drawn_BL)
 
-        def within() -> jax.Array:
-            return jnp.where(
-                has_bounds_R[:, None], predict_drawn(text, x_RLD, temperature_R, uniform_RL, truncation), drawn_RL
-            )
+    def each(rows: Rows) -> jax.Array:
+        return jax.lax.cond(jnp.any(rows.bounded()), again, lambda rows: rows.drawn_BL, rows)
 
-        return jax.lax.cond(jnp.any(has_bounds_R), within, lambda: drawn_RL)
+    def one_by_one(rows: Rows) -> jax.Array:
+        cut = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(apart, -1, *x.shape[1:]), 1, 0), rows)
+        return jnp.moveaxis(jax.lax.map(each, cut), 0, 1).reshape(B, L)
 
-    rows = (x_BLD, temperature_B, uniform_BL, truncation, drawn_BL)
-    cut = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(apart, -1, *x.shape[1:]), 1, 0), rows)
-    return jnp.moveaxis(jax.lax.map(draw_again, cut), 0, 1).reshape(drawn_BL.shape)
+    return jax.lax.cond(2 * jnp.sum(rows.bounded()) > B, again, one_by_one, rows)
 
 
 def sweep(text: Vocabulary, x_AD: jax.Array, temperature_A1: jax.Array, goes_on_A: jax.Array) -> tuple[Sums, Groups]:
