@@ -18,9 +18,10 @@ from serve.config import ServeConfig
 from serve.cors import answer_preflights, grant
 from serve.engine import Engine
 from serve.errors import render_errors
-from serve.handlers import CONFIG, CREATED, ENGINE, MEDIA, PROMPTS, SEEDS, WORKER
+from serve.handlers import CONFIG, CREATED, ENGINE, MEDIA, MEDIA_MEMORY, PROMPTS, SEEDS, WORKER
 from serve.media_fetch import MediaFetcher
 from serve.media_limits import MediaLimits
+from serve.media_memory import MediaMemory
 from serve.media_parts import MediaReader
 from serve.metrics import METRICS, Metrics, count_requests
 from serve.openapi import DOCUMENT, document
@@ -54,6 +55,7 @@ def create_app(engine: Engine, config: ServeConfig) -> web.Application:
     app[PROMPTS] = ThreadPoolExecutor(_PROMPT_THREADS, thread_name_prefix="prompt")
     limits = MediaLimits(allowed_domains=config.allowed_media_domains, allow_private=config.allow_private_media)
     app[MEDIA] = MediaReader(engine, MediaFetcher(limits))
+    app[MEDIA_MEMORY] = MediaMemory(config.media_memory)
     app[SEEDS] = random.Random(config.seed)
     app[CREATED] = int(time.time())
     app[STOPPING] = asyncio.Event()

@@ -13,10 +13,11 @@ import jax
 
 import dgemma_jax
 from dgemma_jax.checkpoint.quantize import Kind
+from dgemma_jax.config import ProcessorConfig
 from dgemma_jax.config_json import read_model_config
 from dgemma_jax.grammar import Vocabulary
 from dgemma_jax.media.error import MediaError
-from dgemma_jax.media.image import read_image, soft_token_budgets, to_patches
+from dgemma_jax.media.image import patches_bytes, read_image, soft_token_budgets, to_patches
 from dgemma_jax.media.prompt import Film, Picture, expand
 from dgemma_jax.media.video import iter_video
 from dgemma_jax.prompt.messages import MessageError
@@ -177,19 +178,33 @@ class CheckpointEngine:
         turns = [self._tokenizer.token_id(name) for name in ("<|turn>", "<turn|>")]
         return next((token == turns[0] for token in reversed(prompt) if token in turns), True)
 
+    def medium_bytes(self, kind: MediaKind, detail: Detail) -> int:
+        """As `Engine.medium_bytes`."""
+        if kind == "video":
+            return self._processor.video_num_frames * patches_bytes(self._processor, self._soft_tokens(kind, detail))
+        return patches_bytes(self._processor, self._soft_tokens(kind, detail))
+
+    def _soft_tokens(self, kind: MediaKind, detail: Detail) -> int:
+        """The most that an image or a frame becomes."""
+        if kind == "video":
+            return self._processor.video_max_soft_tokens
+        budgets = soft_token_budgets(self._processor)
+        return {"auto": self._processor.max_soft_tokens, "low": budgets[0], "high": budgets[-1]}[detail]
+
+    @property
+    def _processor(self) -> ProcessorConfig:
+        assert self._model.processor is not None, "without a vision tower there are no media to read"
+        return self._model.processor
+
     def read(self, data: bytes, kind: MediaKind, detail: Detail) -> Medium:
         """As `Engine.read`."""
-        processor = self._model.processor
-        assert processor is not None, "without a vision tower there are no media to read"
+        processor, soft_tokens = self._processor, self._soft_tokens(kind, detail)
         # Studied on this thread: on the engine's, all answers would wait for it.
         try:
             if kind == "video":
-                budget = processor.video_max_soft_tokens
                 frames = iter_video(data, processor)
-                return Film([(at, to_patches(image, processor, budget).studied()) for at, image in frames])
-            budgets = soft_token_budgets(processor)
-            wanted = {"low": budgets[0], "high": budgets[-1]}.get(detail)
-            return Picture(to_patches(read_image(data, _MOST_PIXELS), processor, wanted).studied())
+                return Film([(at, to_patches(image, processor, soft_tokens).studied()) for at, image in frames])
+            return Picture(to_patches(read_image(data, _MOST_PIXELS), processor, soft_tokens).studied())
         except MediaError as error:
             raise MediumError(str(error)) from error
 

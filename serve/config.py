@@ -249,6 +249,15 @@ class ServeConfig:
 
     # Images and videos of requests.
     max_media: int = field(default=16, metadata=_flag("most images and videos in one request", type=_at_least(0)))
+    media_memory: int = field(
+        default=2 * 2**30,
+        metadata=_flag(
+            "memory for decoded images and videos of all open requests; those that find too little free wait for "
+            "others to end, and one that needs more gets it alone (default: 2GiB)",
+            type=_bytes,
+            metavar="BYTES",
+        ),
+    )
     allowed_media_domains: tuple[str, ...] = field(
         default=(),
         metadata=_flag(

@@ -281,6 +281,9 @@ class Engine(Protocol):
             PromptLengthError: so much text cannot fit `max_model_len`; found before it is tokenized.
         """
 
+    def medium_bytes(self, kind: MediaKind, detail: Detail) -> int:
+        """The most memory that a medium takes once it is read."""
+
     def read(self, data: bytes, kind: MediaKind, detail: Detail) -> Medium:
         """Decodes the file of an image or a video. `detail` says how finely an image is seen.
 

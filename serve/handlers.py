@@ -19,6 +19,7 @@ from serve.config import ServeConfig
 from serve.engine import Engine, Job, PlainText
 from serve.errors import explain
 from serve.logprobs import of_chat, tokens_of
+from serve.media_memory import MediaMemory, Share
 from serve.media_parts import MediaReader
 from serve.reply import Preview, Reply, total
 from serve.responses import ChatChunk, ChatCompletion, Choice, Health, ModelCard, ModelList, Usage
@@ -31,6 +32,7 @@ ENGINE = web.AppKey("engine", Engine)  # type: ignore[type-abstract]  # the key 
 WORKER = web.AppKey("worker", Worker)
 PROMPTS = web.AppKey("prompts", ThreadPoolExecutor)
 MEDIA = web.AppKey("media", MediaReader)
+MEDIA_MEMORY = web.AppKey("media_memory", MediaMemory)
 SEEDS = web.AppKey("seeds", random.Random)
 CREATED = web.AppKey("created", int)
 
@@ -43,7 +45,8 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     seed = app[SEEDS].getrandbits(31) if wanted.seed is None else wanted.seed
     with contextlib.ExitStack() as places:
         runs = [places.enter_context(app[WORKER].place(request[ID])) for _ in range(wanted.n)]
-        plan = await runs[0].prepare(asyncio.ensure_future(_plan(app, wanted, outline, seed)))
+        share = places.enter_context(app[MEDIA_MEMORY].share())
+        plan = await runs[0].prepare(asyncio.ensure_future(_plan(app, wanted, outline, seed, share)))
         choices = [PendingChoice(index, plan.jobs[index], run, _reply(app, plan)) for index, run in enumerate(runs)]
         for choice in choices:
             app[WORKER].submit(choice.run, choice.job)
@@ -79,8 +82,10 @@ async def ready(request: web.Request) -> web.Response:
 
 
 # ---------------------------------------------------------------- request to choices
-async def _plan(app: web.Application, wanted: ChatRequest, outline: translate.Outline, seed: int) -> translate.Plan:
-    media = await app[MEDIA].read(outline.conversation.media)
+async def _plan(
+    app: web.Application, wanted: ChatRequest, outline: translate.Outline, seed: int, share: Share
+) -> translate.Plan:
+    media = await app[MEDIA].read(outline.conversation.media, share)
     in_thread = asyncio.get_running_loop().run_in_executor  # long prompts take a while
     return await in_thread(app[PROMPTS], translate.plan, wanted, outline, media, app[ENGINE], app[CONFIG], seed)
 

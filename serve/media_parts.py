@@ -11,6 +11,7 @@ from serve.engine import Engine, Medium, MediumError
 from serve.errors import InvalidRequestError
 from serve.media_data_url import is_inline
 from serve.media_fetch import MediaFetcher
+from serve.media_memory import Share
 
 _DECODING_THREADS = 2
 _FETCHES = 16
@@ -30,14 +31,16 @@ class MediaReader:
         self._held = asyncio.Semaphore(_HELD)
         self._threads = ThreadPoolExecutor(_DECODING_THREADS, thread_name_prefix="media")
 
-    async def read(self, parts: Sequence[MediaPart]) -> list[Medium]:
-        """The media, in the order of the parts. The first failure ends the work on the others.
+    async def read(self, parts: Sequence[MediaPart], share: Share) -> list[Medium]:
+        """The media, in the order of the parts; each is fetched and decoded once `share` has memory for it.
+
+        The first failure ends the work on the others.
 
         Raises:
             InvalidRequestError: one cannot be fetched or decoded; `param` names the part.
         """
         own = asyncio.Semaphore(_FETCHES_OF_ONE)
-        tasks = [asyncio.create_task(self._read(part, own)) for part in parts]
+        tasks = [asyncio.create_task(self._read(part, own, share)) for part in parts]
         try:
             return await asyncio.gather(*tasks)
         finally:
@@ -49,17 +52,26 @@ class MediaReader:
         self._threads.shutdown(wait=False, cancel_futures=True)
         await self._fetcher.close()
 
-    async def _read(self, part: MediaPart, own: asyncio.Semaphore) -> Medium:
+    async def _read(self, part: MediaPart, own: asyncio.Semaphore, share: Share) -> Medium:
+        needed = self._engine.medium_bytes(part.kind, part.detail)
         if is_inline(part.url):  # the bytes came with the request: decoding their text makes them twice
+            await share.take(needed)
             async with self._held:
                 return await self._decode(await self._fetcher.fetch(part.url, part.kind, part.param), part)
-        async with own, self._fetches:
-            data = await self._fetcher.fetch(part.url, part.kind, part.param)
-            await self._held.acquire()  # before the next fetch may begin
+        async with own:
+            await share.take(needed)  # a wait that holds up nobody else
+            data = await self._fetched(part)
         try:
             return await self._decode(data, part)
         finally:
             self._held.release()
+
+    async def _fetched(self, part: MediaPart) -> bytes:
+        """The bytes of a file, and a place among those held."""
+        async with self._fetches:
+            data = await self._fetcher.fetch(part.url, part.kind, part.param)
+            await self._held.acquire()  # before the next fetch may begin
+            return data
 
     async def _decode(self, data: bytes, part: MediaPart) -> Medium:
         in_thread = asyncio.get_running_loop().run_in_executor

@@ -17,7 +17,7 @@ from serve import bodies, translate
 from serve.completion_schema import Token
 from serve.engine import Engine, PromptError, PromptLengthError
 from serve.errors import InvalidRequestError
-from serve.handlers import CONFIG, ENGINE, MEDIA, PROMPTS
+from serve.handlers import CONFIG, ENGINE, MEDIA, MEDIA_MEMORY, PROMPTS
 from serve.messages import Message
 from serve.schema import ChatRequest, TemplateKwargs, Tool
 
@@ -120,8 +120,9 @@ async def _of_messages(request: web.Request, found: dict[str, Any]) -> tuple[int
         chat_template_kwargs=wanted.chat_template_kwargs,
     )
     outline = translate.outline(chat, app[ENGINE], app[CONFIG])
-    media = await app[MEDIA].read(outline.conversation.media)
-    plan = await _in_thread(request, translate.plan, chat, outline, media, app[ENGINE], app[CONFIG], 0)
+    with app[MEDIA_MEMORY].share() as share:
+        media = await app[MEDIA].read(outline.conversation.media, share)
+        plan = await _in_thread(request, translate.plan, chat, outline, media, app[ENGINE], app[CONFIG], 0)
     return plan.jobs[0].prompt
 
 

@@ -82,6 +82,12 @@ def to_patches(image: Image.Image, processor: ProcessorConfig, soft_tokens: int 
     return Patches(patches_NP, np.stack([x, y], axis=1).astype(np.int32), columns * rows)
 
 
+def patches_bytes(processor: ProcessorConfig, soft_tokens: int) -> int:
+    """The most memory that the patches of a picture of so many soft tokens take."""
+    values, places = 3 * processor.patch_size**2, 2
+    return soft_tokens * processor.pooling_kernel_size**2 * 4 * (values + places)
+
+
 def soft_token_budgets(processor: ProcessorConfig) -> tuple[int, ...]:
     """The numbers of soft tokens that an image may be given, ascending: those the checkpoint was trained with."""
     own = processor.max_soft_tokens

@@ -17,7 +17,7 @@ from PIL import Image
 
 from dgemma_jax.config import ProcessorConfig
 from dgemma_jax.media.error import MediaError
-from dgemma_jax.media.image import MOST_PIXELS, read_image, soft_token_budgets, to_patches
+from dgemma_jax.media.image import MOST_PIXELS, patches_bytes, read_image, soft_token_budgets, to_patches
 
 PUBLISHED = ProcessorConfig()
 SMALL = ProcessorConfig(patch_size=8, pooling_kernel_size=2, max_soft_tokens=16)
@@ -208,6 +208,15 @@ def test_a_budget_can_be_chosen_for_one_image() -> None:
     assert counts == [63, 130, 266, 540, 1064]
     with pytest.raises(MediaError, match="at least one soft token"):
         to_patches(image, PUBLISHED, 0)
+
+
+@pytest.mark.parametrize("processor", [SMALL, PUBLISHED])
+def test_the_largest_picture_of_a_budget_takes_the_memory_that_is_foretold(processor) -> None:
+    side = 30 * processor.patch_size * processor.pooling_kernel_size
+    for budget in (9, 16):
+        made = to_patches(Image.new("RGB", (side, side)), processor, budget)
+        assert made.soft_tokens == budget
+        assert made.patches_NP.nbytes + made.position_N2.nbytes == patches_bytes(processor, budget)
 
 
 def test_budgets_are_those_the_checkpoint_was_trained_with() -> None:

@@ -151,6 +151,9 @@ class FakeEngine:
             raise PromptLengthError(len(said))
         return tuple(map(ord, (OPEN_THOUGHT if thinking else "") + said))
 
+    def medium_bytes(self, kind: str, detail: str) -> int:
+        return {"image": 10, "video": 40}[kind]
+
     def read(self, data: bytes, kind: str, detail: str) -> str:
         if data == b"broken":
             raise MediumError("the file is damaged")

@@ -15,7 +15,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from fake_engine import PATIENCE, FakeEngine
 
-from serve.handlers import MEDIA, WORKER
+from serve.handlers import MEDIA, MEDIA_MEMORY, WORKER
 
 URL = "/v1/chat/completions"
 
@@ -175,6 +175,29 @@ async def test_decoding_holds_nobody_up_and_ends_with_its_client(client, ask, en
     assert await said(client, body(user(image(b"1")))) == "You said: <image auto 1>"
     assert len(entered) == 2, "what nobody waits for any more is not decoded"
     assert client.app[MEDIA]._held._value == 8
+
+
+async def test_media_wait_until_those_of_others_leave_room(start, engine: FakeEngine, eventually):
+    """An image takes 10 bytes of the fake engine's, a video 40. Text waits for none of it."""
+    read, go_on, decode = [], threading.Event(), engine.read
+
+    def slow(*file):
+        read.append(file[1])
+        assert go_on.wait(PATIENCE)
+        return decode(*file)
+
+    engine.read = slow
+    async with start(media_memory=45) as client:
+        first = asyncio.create_task(said(client, body(user(video(b"1")))))
+        await eventually(lambda: read == ["video"])
+        second = asyncio.create_task(said(client, body(user(image(b"22")))))
+        assert await said(client, body(user(text("hi")))) == "You said: hi"
+        assert read == ["video"], "a second thread is free, but no memory is"
+        go_on.set()
+        assert await first == "You said: <video auto 1>"
+        assert await second == "You said: <image auto 2>"
+        assert await said(client, body(user(video(b"1"), video(b"22")))) == "You said: <video auto 1><video auto 2>"
+        assert client.app[MEDIA_MEMORY]._free == 45
 
 
 async def test_slow_servers_hold_up_only_the_request_that_names_them(start, eventually):

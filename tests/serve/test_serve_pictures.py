@@ -76,6 +76,14 @@ def render(engine: CheckpointEngine, *kinds: str) -> tuple[int, ...]:
     return engine.render([{"role": "user", "content": content}], thinking=False)
 
 
+def test_media_take_no_more_memory_than_foretold(engine) -> None:
+    for detail in DETAILS:
+        patches = engine.read(picture(), "image", detail).patches
+        assert 0 < patches.patches_NP.nbytes <= engine.medium_bytes("image", detail)
+    frames = engine.read(film(), "video", "auto").frames
+    assert 0 < sum(patches.patches_NP.nbytes for _, patches in frames) <= engine.medium_bytes("video", "auto")
+
+
 def test_an_image_becomes_its_soft_tokens_and_a_video_those_of_its_frames(engine, tokenizer):
     assert engine.media == {"image", "video"}
     media = [engine.read(picture(), "image", "auto"), engine.read(film(), "video", "auto")]
