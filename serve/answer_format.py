@@ -22,9 +22,22 @@ def wanted(request: ChatRequest) -> AnswerFormat | None:
     text = _text(request)
     if request.tool_choice == "required" or isinstance(request.tool_choice, NamedTool):
         return AnswerFormat(functions=_callable(request), most_calls=most_calls(request), param="tools")
-    if text is None or not request.tools or request.tool_choice == "none":
+    if not request.tools or request.tool_choice == "none":
         return text
+    if text is None:
+        return _strict(request)
     return dataclasses.replace(text, functions=_callable(request), most_calls=most_calls(request))
+
+
+def _strict(request: ChatRequest) -> AnswerFormat | None:
+    """Calls of declared functions only, where one is strict; arguments of those that are not are the model's own."""
+    functions = [
+        function if function.get("strict") else function | {"parameters": {"type": "object"}}
+        for function in _callable(request)
+    ]
+    if not any(function.get("strict") for function in functions):
+        return None
+    return AnswerFormat(text=True, functions=tuple(functions), most_calls=most_calls(request), param="tools")
 
 
 def _callable(request: ChatRequest) -> tuple[dict[str, Any], ...]:

@@ -55,6 +55,8 @@ def lark_of(format: AnswerFormat, thought: answer_grammar.Thought) -> str:
         content = answer_grammar.regex(format.regex)
     elif format.choice:
         content = answer_grammar.choice(format.choice)
+    elif format.text:
+        content = answer_grammar.ANY_TEXT
     calls = answer_grammar.calls(format.functions, format.most_calls) if format.functions else None
     return answer_grammar.whole(content, calls, thought)
 

@@ -33,7 +33,8 @@ class Sampling:
 class AnswerFormat:
     """What an answer must be, after its thought: text of one kind, calls of functions, or either where both are given.
 
-    schema: JSON text that fits it. regex: what matches it as a whole. choice: one of these texts.
+    schema: JSON text that fits it. regex: what matches it as a whole. choice: one of these texts. text: any, and calls
+    may follow it.
     functions: those that may be called, as OpenAI declares them; `most_calls`: 1, or None for any number.
     param: the field of the request that asks for it.
     """
@@ -42,6 +43,7 @@ class AnswerFormat:
     schema: dict[str, Any] | None = None
     regex: str | None = None
     choice: tuple[str, ...] = ()
+    text: bool = False
     functions: tuple[dict[str, Any], ...] = ()
     most_calls: int | None = None
 

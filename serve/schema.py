@@ -54,8 +54,8 @@ Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 class FunctionTool(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """A function that the model may call. `parameters` is a JSON schema of an object.
 
-    `strict` is taken for the sake of SDKs that always send it. Arguments are always JSON; they are held to the schema
-    where `tool_choice` asks for a call, or `response_format` for a format.
+    Arguments are always JSON. They are held to the schema where the function is `strict`, where `tool_choice` asks for
+    a call, and beside a `response_format`.
     """
 
     name: FunctionName

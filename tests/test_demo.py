@@ -9,7 +9,7 @@ import pytest
 from aiohttp.test_utils import TestServer
 from demo_requests import request_of
 from langchain_openai import ChatOpenAI
-from openai import AsyncOpenAI
+from openai import AsyncOpenAI, pydantic_function_tool
 from pydantic import BaseModel, SecretStr
 
 from dgemma_jax.training.demo.acceptance import SKILLS, Reply, expected, found, is_formed, question, skill_examples
@@ -166,6 +166,16 @@ async def test_a_call_that_must_be_made_has_the_arguments_that_its_function_take
     assert reply.finish_reason == reason and not reply.message.content
     call = reply.message.tool_calls[0].function
     assert call.name in names and get_weather.model_validate_json(call.arguments)
+
+
+async def test_strict_functions_are_called_where_they_fit_and_only_there(client: AsyncOpenAI) -> None:
+    tools = [pydantic_function_tool(get_weather, description="Get the weather.")]
+    assert tools[0]["function"]["strict"] is True
+    (called,) = (await ask(client, WEATHER, tools=tools, max_tokens=64)).choices
+    call = called.message.tool_calls[0].function
+    assert (call.name, get_weather.model_validate_json(call.arguments)) == ("get_weather", get_weather(city="Oslo"))
+    plain, (said,) = (await ask(client, "Hello!")).choices, (await ask(client, "Hello!", tools=tools)).choices
+    assert said.message.content == plain[0].message.content and not said.message.tool_calls
 
 
 async def test_a_streamed_answer_fits_too(client: AsyncOpenAI) -> None:

@@ -177,6 +177,26 @@ def test_text_or_calls_where_both_are_asked_for() -> None:
     assert not fits(made, "yes<|tool_call>call:ping{}<tool_call|><|tool_response>")
 
 
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [
+        ("", True),
+        ("Any text {\n you like.", True),
+        ("<|tool_call>call:ping{}<tool_call|><|tool_call>call:ping{}<tool_call|>", True),
+        ("Let me see.\n<|tool_call>call:ping{}<tool_call|>", True),
+        ("<|tool_call>call:ping{}<tool_call|>So.", False),
+        ("<|tool_call>call:ping{a:1}<tool_call|>", False),
+        ("<|tool_call>call:other{}<tool_call|>", False),
+        ("<|tool_call>", False),
+        ("Hm <|channel>thought", False),
+    ],
+)
+def test_calls_may_follow_any_text(answer: str, right: bool) -> None:
+    made = grammar(write.ANY_TEXT, write.calls([PING], None), "may_open")
+    for thought in ("", "<|channel>thought\nHm<channel|>"):
+        assert fits(made, thought + answer + "<turn|>") == right
+
+
 def walk(grammar: Grammar, rng: random.Random, most: int = 400) -> list[int]:
     """A random answer: mostly markers and short ways to the end where there are some, else anything allowed."""
     place, tokens = grammar.begin(), []

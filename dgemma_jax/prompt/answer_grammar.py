@@ -28,17 +28,20 @@ _START: dict[Thought, str] = {
 _WRITTEN = {"/": "\\/", "\n": "\\n", "\\\n": "\\n"}
 """What a rule's regular expression writes otherwise."""
 _TEXT = r"TEXT: /(.|\n)*/"
+ANY_TEXT = "TEXT"
+"""Content of any kind, special tokens aside."""
 
 
 def whole(content: str | None, calls: str | None, thought: Thought) -> str:
     """The grammar of an answer that is `content`, or where both are given one or the other.
 
     Args:
-        content: an expression that `json_schema`, `regex` or `choice` wrote.
+        content: an expression that `json_schema`, `regex` or `choice` wrote, or `ANY_TEXT`, which calls may follow.
         calls: rules that `calls` wrote.
     """
     kinds = [*([content] if content else []), *(["calls"] if calls else [])]
-    return "\n".join(["%llguidance {}", _START[thought], f"answer: {' | '.join(kinds)}", _TEXT, calls or ""])
+    answer = "TEXT calls?" if kinds == [ANY_TEXT, "calls"] else " | ".join(kinds)
+    return "\n".join(["%llguidance {}", _START[thought], f"answer: {answer}", _TEXT, calls or ""])
 
 
 def json_schema(schema: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import openai
@@ -14,7 +15,8 @@ from serve.engine import AnswerFormat
 URL = "/v1/chat/completions"
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": SCHEMA}}
-MAIL = {"type": "function", "function": {"name": "mail", "strict": True}}
+MAIL = {"type": "function", "function": {"name": "mail"}}
+STRICT = {"type": "function", "function": {"name": "post", "parameters": SCHEMA, "strict": True}}
 NAMED = {"type": "function", "function": {"name": "mail"}}
 JSON = {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA, "strict": True, "description": "d"}}
 
@@ -38,6 +40,13 @@ async def held_to(client: TestClient, ask: Any, engine: FakeEngine, **fields: An
         ({"structured_outputs": {"choice": ["a", "b"]}}, {"choice": ("a", "b")}),
         ({"response_format": {"type": "text"}, "structured_outputs": {"regex": "a"}}, {"regex": "a"}),
         ({"tools": [WEATHER, MAIL]}, None),
+        ({"tools": [STRICT]}, {"text": True, "functions": ["post"]}),
+        ({"tools": [STRICT], "tool_choice": "none"}, None),
+        (
+            {"tools": [STRICT, MAIL], "parallel_tool_calls": False},
+            {"text": True, "functions": ["post", "mail"], "most_calls": 1},
+        ),
+        ({"tools": [STRICT], "structured_outputs": {"regex": "a"}}, {"regex": "a", "functions": ["post"]}),
         ({"tools": [WEATHER, MAIL], "tool_choice": "required"}, {"functions": ["weather", "mail"]}),
         ({"tools": [WEATHER, MAIL], "tool_choice": NAMED}, {"functions": ["mail"], "most_calls": 1}),
         (
@@ -54,9 +63,13 @@ async def test_the_fields_say_what_an_answer_must_be(client, ask, engine, fields
     if wanted is None:
         assert found is None
         return
-    told = {"schema": found.schema, "regex": found.regex, "choice": found.choice, "most_calls": found.most_calls}
-    told["functions"] = [function["name"] for function in found.functions]
-    assert told == {"schema": None, "regex": None, "choice": (), "most_calls": None, "functions": []} | wanted
+    told = dataclasses.asdict(found) | {"functions": [function["name"] for function in found.functions]}
+    assert told == dataclasses.asdict(AnswerFormat(param=found.param)) | {"functions": []} | wanted
+
+
+async def test_arguments_of_functions_that_are_not_strict_are_the_models_own(client, ask, engine):
+    found = await held_to(client, ask, engine, tools=[WEATHER, STRICT])
+    assert [function["parameters"] for function in found.functions] == [{"type": "object"}, SCHEMA]
 
 
 async def test_a_call_that_was_named_beforehand_stops_and_one_that_was_only_wanted_is_a_tool_call(client, ask, engine):
