@@ -15,6 +15,7 @@ import dgemma_jax
 from dgemma_jax import compiled
 from dgemma_jax.cache import Cache
 from dgemma_jax.config import TextConfig
+from dgemma_jax.model.attention import FILLED_BLOCKS, block_of_keys
 from dgemma_jax.model.moe_blocks import BLOCK_ROWS
 from dgemma_jax.model.router import Routing
 from dgemma_jax.model.text import TextOutput
@@ -72,7 +73,7 @@ def measure(options: argparse.Namespace) -> str:
     figures = [figure(name, samples[name], work, peak) for name in (OURS, THEIRS) if name in samples]
     if THEIRS in samples:
         more["times as fast as transformers"] = ratio(samples[THEIRS], samples[OURS])
-    more |= module(step, model, options.rows, work)
+    more |= module(step, model, options.rows, options.context, work)
     settings = bench_model.settings_of(options, config, choice)
     return shown(report("step", settings, figures, peak, **more), options.json)
 
@@ -137,13 +138,18 @@ def ratio(slow: Sample, fast: Sample) -> dict[str, float]:
     return {"median": slow.median / fast.median, "worst": min(rounds), "best": max(rounds)}
 
 
-def module(step: jax.stages.Compiled, model: dgemma_jax.Model, rows: int, work: roofline.Work) -> dict[str, Any]:
+def module(
+    step: jax.stages.Compiled, model: dgemma_jax.Model, rows: int, context: int, work: roofline.Work
+) -> dict[str, Any]:
     """What the compiled module says of itself, where its text can be counted."""
     found: dict[str, Any] = {"temporaries MB": temporaries(step)}
-    text, devices = model.config.text, 1 if model.mesh is None else model.mesh.size
-    blocks = rows * model.config.canvas_length * text.top_k_experts // BLOCK_ROWS + text.num_experts  # at most
+    text, canvas = model.config.text, model.config.canvas_length
+    devices = 1 if model.mesh is None else model.mesh.size
+    blocks = rows * canvas * text.top_k_experts // BLOCK_ROWS + text.num_experts  # at most
+    # Rings of sliding layers are shorter than a block: only full layers loop.
+    scopes = {FILLED_BLOCKS: -(-context // block_of_keys(canvas, text.num_attention_heads))}
     try:
-        found["arithmetic, of the useful"] = matrix_flops(step.as_text() or "", blocks) * devices / work.flops
+        found["arithmetic, of the useful"] = matrix_flops(step.as_text() or "", blocks, scopes) * devices / work.flops
     except ValueError as error:
         found["arithmetic"] = str(error)
     return found

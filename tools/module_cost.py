@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
@@ -16,6 +16,7 @@ _OPERAND = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(r"(?:calls|to_apply|body|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_SCOPES = re.compile(r'op_name="([^"]*)"')
 _CONTRACTED = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
 
 Instruction = tuple[str, str, str, str]
@@ -36,18 +37,28 @@ def computations(text: str) -> dict[str, list[Instruction]]:
     return found
 
 
-def matrix_flops(text: str, unknown_trips: int = 1) -> float:
+Trips = Callable[[str], int]
+
+
+def matrix_flops(text: str, unknown_trips: int = 1, scopes: Mapping[str, int] | None = None) -> float:
     """Multiplications and additions of matrix products: the dearest branch of a condition.
 
     `unknown_trips`: how often loops run whose count depends on data; in a step those over blocks of an expert's rows.
+    `scopes`: how often instead those in a `jax.named_scope` do.
 
     Raises:
         ValueError: a product inside a custom call, whose sizes the text does not tell.
     """
-    return _flops("ENTRY", computations(text), unknown_trips, {})
+
+    def trips(rest: str) -> int:
+        names = _SCOPES.search(rest)
+        inside = names[1].split("/") if names else []
+        return next((times for scope, times in (scopes or {}).items() if scope in inside), unknown_trips)
+
+    return _flops("ENTRY", computations(text), trips, {})
 
 
-def _flops(name: str, module: dict[str, list[Instruction]], unknown: int, known: dict[str, float]) -> float:
+def _flops(name: str, module: dict[str, list[Instruction]], unknown: Trips, known: dict[str, float]) -> float:
     if name not in known:
         shapes = {one: kind for one, kind, _, _ in module[name]}
         known[name] = sum(_of(instruction, shapes, module, unknown, known) for instruction in module[name])
@@ -58,7 +69,7 @@ def _of(
     instruction: Instruction,
     shapes: dict[str, str],
     module: dict[str, list[Instruction]],
-    unknown: int,
+    unknown: Trips,
     known: dict[str, float],
 ) -> float:
     _, kind, operation, rest = instruction
@@ -76,7 +87,7 @@ def _of(
     if operation == "conditional":
         return max(called)
     trips = _TRIPS.search(rest)
-    times = (int(trips[1]) if trips else unknown) if operation == "while" else 1
+    times = (int(trips[1]) if trips else unknown(rest)) if operation == "while" else 1
     return times * sum(called)
 
 

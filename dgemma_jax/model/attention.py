@@ -23,6 +23,8 @@ MOST_SCORES = 2**23
 """Scores of one row of the batch that exist at a time: 32 MiB of float32; 2048 keys for a canvas of the 26B."""
 LEAST_BLOCK = 128
 """Keys of a block, however many queries there are: a large image would otherwise go key by key."""
+FILLED_BLOCKS = "filled_blocks"
+"""The scope of loops over blocks of keys, as often as there are filled ones: for who reads profiles or counts work."""
 
 
 class KeyValue(NamedTuple):
@@ -44,6 +46,11 @@ class Segment(NamedTuple):
     used: jax.Array | None = None
 
 
+def block_of_keys(queries: int, heads: int) -> int:
+    """How many keys are scored at a time, where a segment is longer."""
+    return max(MOST_SCORES // (queries * heads), LEAST_BLOCK)
+
+
 def attend(q_BTHC: jax.Array, segments: list[Segment]) -> jax.Array:
     """Softmax attention with scale 1 over the union of the segments: [B, T, H, C].
 
@@ -53,7 +60,7 @@ def attend(q_BTHC: jax.Array, segments: list[Segment]) -> jax.Array:
     K = segments[0].key_value.key_BKSC.shape[1]
     # Queries of one key head side by side: so products leave scores in the order that the next ones read.
     q_BKTGC = jnp.moveaxis(q_BTHC.reshape(B, T, K, H // K, C), 2, 1)
-    block = max(MOST_SCORES // (T * H), LEAST_BLOCK)
+    block = block_of_keys(T, H)
     if any(segment.key_value.key_BKSC.shape[2] > block for segment in segments):
         out_BKTGC = _attend_in_blocks(q_BKTGC, segments, block)
     else:
@@ -102,7 +109,8 @@ def _add_segment(running: _Running, q_BKTGC: jax.Array, segment: Segment, block:
     # A masked block adds exactly nothing to a row that has seen a key: its weights are zero, its scale is one. What it
     # adds to one that has not is scaled to zero later. So the fullest row may say how many blocks all of them go
     # through: each gets the bits that it gets beside any other.
-    return jax.lax.fori_loop(0, -(-segment.used // block), add, running)
+    with jax.named_scope(FILLED_BLOCKS):
+        return jax.lax.fori_loop(0, -(-segment.used // block), add, running)
 
 
 def _block_of(segment: Segment, start: jax.Array, size: int) -> Segment:

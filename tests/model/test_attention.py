@@ -102,7 +102,7 @@ def test_a_row_gets_the_same_bits_beside_any_other(kind: LayerType, length: int)
 def test_arithmetic_grows_with_the_blocks_that_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "MOST_SCORES", 256 * T * H)
     compiled = compiled_over(2**12, "float32", counted=True).as_text()
-    one, two = (matrix_flops(compiled, unknown_trips=blocks) for blocks in (1, 2))
+    one, two = (matrix_flops(compiled, scopes={attention.FILLED_BLOCKS: blocks}) for blocks in (1, 2))
     assert one == two - one == 2 * 2 * T * H * 256 * C
     assert matrix_flops(compiled_over(2**12, "float32", counted=False).as_text()) == 16 * one
 
