@@ -151,19 +151,21 @@ def test_random_weights_route_as_evenly_as_is_asked_for_in_every_layer(
         assert least < alone[bench_step.BUSIEST] < most
 
 
-def test_loops_over_filled_keys_count_as_often_as_the_context_fills_them(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_loops_over_filled_keys_count_as_often_as_the_context_fills_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """So what a step computes, of the useful, is the same for a context in one piece and one in many."""
-    wide = many_experts()
+    wide, context = many_experts(), 1700
     text = dataclasses.replace(wide.text, layer_types=(SLIDING, FULL), num_experts=4, top_k_experts=2)
     monkeypatch.setitem(bench_model.PRESETS, "mini", dataclasses.replace(wide, text=text))
     monkeypatch.setattr(attention, "LEAST_BLOCK", 1024)  # no less than the rings hold, as in the 26B
+    model = bench_model.model_of(options())
+    cache = model.prefill(bench_model.tokens_of(options(), model.config, context))
     found = []
     for most in (2**23, 1):  # all keys at once; a block at a time
         monkeypatch.setattr(attention, "MOST_SCORES", most)
         jax.clear_caches()
-        found.append(ran(capsys, "step", "--json", "--repeats", "1", "--context", "1700")["arithmetic, of the useful"])
+        step, _ = bench_step.prepared(model, cache)
+        work = roofline.step(text, model.config.canvas_length, context, 4)
+        found.append(bench_step.module(step, model, 1, context, work)["arithmetic, of the useful"])
     assert found[1] == pytest.approx(found[0], rel=0.01)
 
 
