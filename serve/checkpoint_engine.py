@@ -13,13 +13,10 @@ import jax
 
 import dgemma_jax
 from dgemma_jax.checkpoint.quantize import Kind
-from dgemma_jax.config import ProcessorConfig
 from dgemma_jax.config_json import read_model_config
 from dgemma_jax.grammar import Vocabulary
 from dgemma_jax.media.error import MediaError
-from dgemma_jax.media.image import patches_bytes, read_image, soft_token_budgets, to_patches
 from dgemma_jax.media.prompt import Film, Picture, expand
-from dgemma_jax.media.video import iter_video
 from dgemma_jax.prompt.messages import MessageError
 from dgemma_jax.prompt.parse import Content, Reasoning, ResponseParser, ToolCall, opens_thought
 from dgemma_jax.prompt.template import ChatTemplate, TemplateError
@@ -27,6 +24,7 @@ from dgemma_jax.prompt.template import PromptLengthError as TooLongError
 from dgemma_jax.prompt.tokenizer import AUDIO_TOKENS, MEDIA_TOKENS, Tokenizer
 from dgemma_jax.sharding import describe
 from serve.checkpoint_jobs import event_of, lark_of, request_of
+from serve.checkpoint_media import CheckpointMedia
 from serve.checkpoint_text import CheckpointText
 from serve.dtype import choose_dtype
 from serve.engine import (
@@ -39,7 +37,6 @@ from serve.engine import (
     Job,
     MediaKind,
     Medium,
-    MediumError,
     Parser,
     Piece,
     PlainText,
@@ -56,7 +53,6 @@ _GRAMMARS = 64
 """Answer formats that are kept ready: an agent asks for the same ones again and again."""
 _VIDEO = "<|video|>"
 _MODEL_TURN = "<|turn>model\n"
-_MOST_PIXELS = 2**26  # 67 million: decoding takes up to 600 MB
 
 
 class CheckpointEngine:
@@ -180,33 +176,16 @@ class CheckpointEngine:
 
     def medium_bytes(self, kind: MediaKind, detail: Detail) -> int:
         """As `Engine.medium_bytes`."""
-        if kind == "video":
-            return self._processor.video_num_frames * patches_bytes(self._processor, self._soft_tokens(kind, detail))
-        return patches_bytes(self._processor, self._soft_tokens(kind, detail))
-
-    def _soft_tokens(self, kind: MediaKind, detail: Detail) -> int:
-        """The most that an image or a frame becomes."""
-        if kind == "video":
-            return self._processor.video_max_soft_tokens
-        budgets = soft_token_budgets(self._processor)
-        return {"auto": self._processor.max_soft_tokens, "low": budgets[0], "high": budgets[-1]}[detail]
-
-    @property
-    def _processor(self) -> ProcessorConfig:
-        assert self._model.processor is not None, "without a vision tower there are no media to read"
-        return self._model.processor
+        return self._media_files.most_bytes(kind, detail)
 
     def read(self, data: bytes, kind: MediaKind, detail: Detail) -> Medium:
         """As `Engine.read`."""
-        processor, soft_tokens = self._processor, self._soft_tokens(kind, detail)
-        # Studied on this thread: on the engine's, all answers would wait for it.
-        try:
-            if kind == "video":
-                frames = iter_video(data, processor)
-                return Film([(at, to_patches(image, processor, soft_tokens).studied()) for at, image in frames])
-            return Picture(to_patches(read_image(data, _MOST_PIXELS), processor, soft_tokens).studied())
-        except MediaError as error:
-            raise MediumError(str(error)) from error
+        return self._media_files.read(data, kind, detail)
+
+    @functools.cached_property
+    def _media_files(self) -> CheckpointMedia:
+        assert self._model.processor is not None, "without a vision tower there are no media to read"
+        return CheckpointMedia(self._model.processor)
 
     def expand(self, prompt: Sequence[int], media: Sequence[Medium]) -> Prompt:
         """As `Engine.expand`."""
