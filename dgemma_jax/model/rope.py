@@ -40,8 +40,9 @@ def rotation(positions: jax.Array, frequencies: np.ndarray, dtype: jnp.dtype) ->
     angle = positions[..., None].astype(jnp.float32) * jnp.broadcast_to(
         frequencies, (*positions.shape, len(frequencies))
     )
-    angle = jnp.concatenate([angle, angle], axis=-1)
-    return Rotation(jnp.cos(angle).astype(dtype), jnp.sin(angle).astype(dtype))
+    turn = Rotation(*(jnp.concatenate([x, x], axis=-1).astype(dtype) for x in (jnp.cos(angle), jnp.sin(angle))))
+    # Once for all layers: XLA would compute them again, twice over, in each that turns by them.
+    return jax.lax.optimization_barrier(turn)
 
 
 def rotate(x_BTHC: jax.Array, by: Rotation) -> jax.Array:
