@@ -253,7 +253,7 @@ class ServeConfig:
         default=2 * 2**30,
         metadata=_flag(
             "memory for decoded images and videos of all open requests; those that find too little free wait for "
-            "others to end, and one that needs more gets it alone (default: 2GiB)",
+            "others to end, except the one that asked first, whose media may come on top (default: 2GiB)",
             type=_bytes,
             metavar="BYTES",
         ),

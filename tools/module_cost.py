@@ -21,6 +21,8 @@ _CONTRACTED = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
 
 Instruction = tuple[str, str, str, str]
 """Name, type, operation, and the rest of the line."""
+Trips = Callable[[str], int]
+"""How often a loop runs whose count the module does not tell, by the rest of its line."""
 
 
 def computations(text: str) -> dict[str, list[Instruction]]:
@@ -35,9 +37,6 @@ def computations(text: str) -> dict[str, list[Instruction]]:
         elif instruction := _INSTRUCTION.match(line):
             current.append((instruction[1], instruction[2], instruction[3], instruction[4]))
     return found
-
-
-Trips = Callable[[str], int]
 
 
 def matrix_flops(text: str, unknown_trips: int = 1, scopes: Mapping[str, int] | None = None) -> float:
