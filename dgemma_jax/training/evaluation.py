@@ -38,7 +38,7 @@ def evaluate(
 
 def _batches(data: Dataset, buckets: Sequence[Bucket], canvas_length: int) -> Iterator[tuple[Bucket, list[Row]]]:
     """Every row once; the last batch of each shape may be short."""
-    ordered = sorted(buckets, key=lambda bucket: (bucket.length, bucket.blocks))
+    ordered = sorted(buckets, key=lambda bucket: bucket.tokens_per_row(canvas_length))
     waiting: dict[Bucket, list[Row]] = {bucket: [] for bucket in ordered}
     for number in range(len(data)):
         row = data.row(number)

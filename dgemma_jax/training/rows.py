@@ -58,6 +58,10 @@ class Bucket:
             and row.images == self.images
         )
 
+    def tokens_per_row(self, canvas_length: int) -> int:
+        """What a row costs here: its clean tokens and two copies of its canvases, which is what runs usually take."""
+        return self.length + 2 * self.blocks * canvas_length
+
 
 @dataclasses.dataclass
 class Position:
@@ -86,7 +90,7 @@ class BatchStream:
         position: Position | None = None,
     ) -> None:
         self._row_at, self._config, self._fill = row_at, config, fill
-        self._buckets = sorted(buckets, key=lambda b: (b.length, b.blocks))
+        self._buckets = sorted(buckets, key=lambda bucket: bucket.tokens_per_row(config.canvas_length))
         position = position or Position(0, [])
         self._next = position.next
         self._waiting: list[dict[int, Row]] = [{} for _ in buckets]

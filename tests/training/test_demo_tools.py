@@ -159,7 +159,7 @@ def test_a_request_is_declined_only_when_no_tool_has_its_noun(split: Split) -> N
         assert not {name.split("_")[-1] for name in functions(example)} & set(words)
         assert not calls(example) and example.expected["content"]
     declined = sum(example.expected["content"] == tool_no_call.DECLINED for example in examples)
-    assert declined / len(examples) == pytest.approx(0.5, abs=0.06)
+    assert declined / len(examples) == pytest.approx(1 - tool_no_call.ORDINARY[split], abs=0.06)
 
 
 def test_values_never_name_a_tool() -> None:

@@ -21,10 +21,11 @@ STEP_WORDS = {2: "twos", 3: "threes", 4: "fours", 5: "fives", 10: "tens"}
 STEPS = {1: ("",)} | {step: (f" by {w}", f" in {w}", f" in steps of {step}") for step, w in STEP_WORDS.items()}
 LAST = {1: 60, 2: 100, 5: 100, 10: 100}
 FEWEST, MOST = 12, 45
-SHORT = 0.5
-"""How often training asks for fewer numbers than the test: a few tokens say as much about where to stop."""
-SHORT_LAST = {1: 200, 2: 200, 3: 150, 4: 150, 5: 300, 10: 400}
-"""There it goes further up, in more steps: an end among so many is found by looking, not by heart."""
+PRACTICE = 0.5
+"""How often training asks for fewer numbers than the test, of more steps and further up: a few tokens say as much
+about where to stop. So are all of its counts by fives and tens, of which up to 100 there are few enough to know by heart.
+"""
+FAR_LAST = {1: 200, 2: 200, 3: 150, 4: 150, 5: 300, 10: 400}
 
 REQUESTS = ("{}.", "{}.", "{}.", "{} for me.", "Can you {}?", "Can you {} for me?", "Try to {}.", "Let us {}.")
 LISTING = ("list", "list", "write", "write down", "give me", "show me", "tell me", "say", "name")
@@ -94,15 +95,12 @@ def _span(rng: Random, step: int) -> tuple[int, int]:
     return low, low + step * (count - 1)
 
 
-def _short_span(rng: Random, step: int) -> tuple[int, int]:
-    """As `_span`, with three to eleven numbers."""
-    count = rng.randint(3, FEWEST - 1)
-    last = rng.choice((LAST.get(step, 100), SHORT_LAST[step]))
-    if step > 2:  # from a multiple to a multiple
-        count = min(count, last // step - 1)
-        low = step * rng.randint(1, last // step - count + 1)
-    else:
-        low = 1 if step == 1 and rng.random() < 0.1 else rng.randrange(1, last - step * (count - 1) + 1)
+def _practice_span(rng: Random, step: int) -> tuple[int, int]:
+    """As `_span`, further up and with fewer numbers: from 3 to 11, up to 20 of the larger steps."""
+    last = FAR_LAST[step] if step > 2 else rng.choice((LAST[step], FAR_LAST[step]))
+    count = rng.randint(3, rng.choice((FEWEST - 1, 20)) if step > 2 else FEWEST - 1)
+    starts = range(step if step > 2 else 1, last - step * (count - 1) + 1, step if step > 2 else 1)
+    low = step if rng.random() < 0.12 else rng.choice(starts)
     return low, low + step * (count - 1)
 
 
@@ -111,9 +109,12 @@ def _counting(rng: Random) -> Task:
     return _count(rng, step, *_span(rng, step))
 
 
-def _short_counting(rng: Random) -> Task:
-    step = rng.choices((1, 2, 3, 4, 5, 10), weights=(46, 14, 6, 6, 16, 12))[0]
-    return _count(rng, step, *_short_span(rng, step))
+def _practice_counting(rng: Random) -> Task:
+    if rng.random() < PRACTICE:
+        step = rng.choices((1, 2, 3, 4, 5, 10), weights=(42, 14, 5, 5, 20, 14))[0]
+        return _count(rng, step, *_practice_span(rng, step))
+    step = rng.choices((1, 2), weights=(82, 18))[0]
+    return _count(rng, step, *_span(rng, step))
 
 
 def _count(rng: Random, step: int, low: int, high: int) -> Task:
@@ -154,10 +155,11 @@ def _table(rng: Random) -> Task:
 
 
 def _multiples(rng: Random, most: int = 12) -> Task:
-    n, k = rng.randint(3, 15), rng.randint(2, most)
+    """Lines of the table, as many as asked for."""
+    n, k = rng.randint(3, 12), rng.randint(2, most)
     typed = NUMBER_WORDS[n] if n < len(NUMBER_WORDS) and rng.random() < 0.5 else str(n)
     question = _listed(rng, rng.choice(MULTIPLES)).format(n=typed, k=k)
-    answer = " ".join(str(k * i) for i in range(1, n + 1))
+    answer = "\n".join(f"{k} x {i} = {k * i}" for i in range(1, n + 1))
     return Task(question, answer, f"The first {n} multiples of {k}.", f"multiples {n} {k}")
 
 
@@ -172,17 +174,15 @@ def _named(rng: Random) -> Task:
     return Task(question, answer, thought, canonical(question))
 
 
-_SHORTER: dict[Callable[[Random], Task], Callable[[Random], Task]] = {
-    _counting: _short_counting,
-    _multiples: partial(_multiples, most=25),
+_KINDS: dict[Split, dict[Callable[[Random], Task], int]] = {
+    "test": {_counting: 52, _letters: 14, _table: 20, _multiples: 6, _named: 8},
+    "train": {_practice_counting: 58, _letters: 16, _table: 9, partial(_multiples, most=20): 12, _named: 5},
 }
 
 
 def draw(rng: Random, split: Split, thinking: bool) -> Example:
-    """A list in its one plain form: numbers and letters with spaces between, tables line by line."""
-    kinds: tuple[Callable[[Random], Task], ...] = (_counting, _letters, _table, _multiples, _named)
-    (kind,) = rng.choices(kinds, weights=(52, 14, 20, 6, 8))
-    if split == "train" and rng.random() < SHORT:
-        kind = _SHORTER.get(kind, kind)
+    """A list in its one plain form: numbers and letters with spaces between, tables and multiples line by line."""
+    kinds = _KINDS[split]
+    (kind,) = rng.choices(list(kinds), weights=list(kinds.values()))
     task = draw_split(rng, split, kind, lambda task: task.key)
     return ask(FAMILY, task.question, task.answer, task.thought if thinking else None)

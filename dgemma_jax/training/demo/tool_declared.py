@@ -7,7 +7,7 @@ from typing import Any
 
 from dgemma_jax.training.demo.example import Split
 from dgemma_jax.training.demo.tool_values import json_type
-from dgemma_jax.training.demo.tool_words import NOUNS, QUALIFIERS, VERBS, belongs, draw_made_up
+from dgemma_jax.training.demo.tool_words import NOUNS, QUALIFIERS, VERBS, belongs, draw_made_up, draw_similar
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,8 @@ def _draw_parameters(rng: Random, split: Split, most: int) -> tuple[Parameter, .
 def draw_others(rng: Random, split: Split, tools: Sequence[Tool], count: int) -> list[Tool]:
     """`count` more tools to choose wrongly: some share the verb with the first of `tools`, some the noun.
 
-    In the test they are of either split, as nobody calls them. They are simple, as prompts shall be short.
+    In training some also have the verb and a noun that is only similar, so that names are read to their end. In the
+    test they are of either split, as nobody calls them. They are simple, as prompts shall be short.
     """
     found: list[Tool] = []
     while len(found) < count:
@@ -119,6 +120,9 @@ def draw_others(rng: Random, split: Split, tools: Sequence[Tool], count: int) ->
             if noun in NOUNS and not _pair_belongs(verb, noun, "train"):
                 continue
             other = Tool(verb, noun, other.parameters, other.qualifier)
+        elif tools and split == "train" and near < 0.45 and tools[0].noun not in NOUNS:
+            similar = draw_similar(rng, tools[0].noun, split)
+            other = Tool(tools[0].verb, similar, other.parameters, other.qualifier)
         same = [tool for tool in (*tools, *found) if (tool.verb, tool.noun) == (other.verb, other.noun)]
         if not same and near_noun(other, found) is None:
             found.append(other)

@@ -12,6 +12,8 @@ from dgemma_jax.training.demo.tool_request import draw_request, write_question
 FAMILY = "no_call"
 DECLINED = "I have no tool for that."
 THOUGHT = "No tool fits."
+ORDINARY: dict[Split, float] = {"train": 0.3, "test": 0.5}
+"""How many are ordinary questions. To see that no tool fits is what takes long to learn."""
 
 _ORDINARY: tuple[Callable[[Random, Split, bool], Example], ...] = (
     arithmetic.draw,
@@ -24,10 +26,17 @@ _ORDINARY: tuple[Callable[[Random, Split, bool], Example], ...] = (
 def draw(rng: Random, split: Split, thinking: bool) -> Example:
     """A question that no declared tool answers."""
     (count,) = rng.choices((1, 2, 3, 4), weights=(35, 35, 15, 15))
-    asked, answer, noun = _ordinary(rng, split) if rng.random() < 0.5 else _declined(rng, split)
+    wanted: tuple[Tool, ...] = ()
+    if rng.random() < ORDINARY[split]:
+        asked, answer = _ordinary(rng, split)
+    else:
+        wanted = (_wanted(rng, split),)
+        asked, answer = write_question(rng, draw_request(rng, split, wanted[0]), plain=False), DECLINED
+    words = " ".join((asked, *(tool.noun for tool in wanted)))
     tools: list[Tool] = []
     while len(tools) < count:
-        tools = [tool for tool in draw_others(rng, split, (), count) if not _fits(tool, f"{asked} {noun}")]
+        near = wanted if split == "train" else ()
+        tools = [tool for tool in draw_others(rng, split, near, count) if not _fits(tool, words)]
     return Example(
         family=FAMILY,
         messages=[user(asked), assistant(answer, THOUGHT if thinking else None)],
@@ -36,17 +45,17 @@ def draw(rng: Random, split: Split, thinking: bool) -> Example:
     )
 
 
-def _ordinary(rng: Random, split: Split) -> tuple[str, str, str]:
-    """Question, answer and an empty noun."""
+def _ordinary(rng: Random, split: Split) -> tuple[str, str]:
+    """Question and answer."""
     example = rng.choice(_ORDINARY)(rng, split, False)
-    return example.messages[-2]["content"], example.messages[-1]["content"], ""
+    return example.messages[-2]["content"], example.messages[-1]["content"]
 
 
-def _declined(rng: Random, split: Split) -> tuple[str, str, str]:
-    """Question, answer and the noun of the tool that it would need; "Add 3 and 4." needs none."""
+def _wanted(rng: Random, split: Split) -> Tool:
+    """A tool to ask for; "Add 3 and 4." needs none."""
     while (tool := draw_tool(rng, split)).verb == "add":
         pass
-    return write_question(rng, draw_request(rng, split, tool), plain=False), DECLINED, tool.noun
+    return tool
 
 
 def _fits(tool: Tool, asked: str) -> bool:

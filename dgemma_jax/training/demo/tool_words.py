@@ -70,6 +70,20 @@ def draw_made_up(rng: Random, split: Split) -> str:
             return word
 
 
+def draw_similar(rng: Random, word: str, split: Split) -> str:
+    """A made-up word that begins or ends as the made-up `word` does."""
+    while True:
+        other = draw_made_up(rng, split)
+        cut, cut_other = _first_syllable(word), _first_syllable(other)
+        similar = rng.choice((word[:cut] + other[cut_other:], other[:cut_other] + word[cut:]))
+        if similar != word and similar not in _REAL and belongs(similar, split):
+            return similar
+
+
+def _first_syllable(word: str) -> int:
+    return next(place + 1 for place, letter in enumerate(word) if letter in _VOWELS)
+
+
 def draw_word(rng: Random, split: Split) -> str:
     """A word for a value: from the list or made up."""
     if rng.random() < 0.4:
