@@ -38,7 +38,7 @@ BUCKETS = (
     Bucket(176, 1, 20),
     Bucket(208, 1, 18),
     Bucket(144, 3, 14),
-    Bucket(240, 2, 13),
+    Bucket(240, 2, 14),
     Bucket(240, 5, 8),
     Bucket(304, 2, 12),
     Bucket(512, 3, 8),
