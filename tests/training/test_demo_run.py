@@ -48,6 +48,16 @@ def test_a_fresh_run_begins_with_the_towers_lessons(tmp_path: Path, monkeypatch:
         assert (nnx.to_pure_dict(made.trainer.parameters())["vision"]["patch_WP"] == 1).all()
 
 
+def test_every_row_fits_a_batch() -> None:
+    rows, canvas_length = TrainingRows(Path(DEMO), seed=5), demo_config(Tokenizer.from_folder(DEMO)).canvas_length
+    for row in map(rows, range(1500)):
+        assert any(bucket.holds(row, canvas_length) for bucket in run.BUCKETS)
+
+
+def test_half_of_every_batch_can_be_conditioned_on_a_first_prediction() -> None:
+    assert all(bucket.rows % 2 == 0 for bucket in run.BUCKETS)
+
+
 def test_rows_that_other_processes_make_ahead_are_those_made_here() -> None:
     rows = TrainingRows(Path(DEMO), seed=3)
     with RowsAhead(rows, first=7, processes=1) as ahead:

@@ -122,6 +122,17 @@ def test_tools_have_different_names_and_their_number_is_as_asked(family: Any, sp
             assert counts.count(count) / len(counts) == pytest.approx(share, abs=0.06)
 
 
+def test_a_tool_that_is_not_meant_often_has_a_name_that_is_only_similar() -> None:
+    """As far as training goes: it shares the verb, and one syllable of a made-up noun."""
+    similar = 0
+    for example in drawn(tool_call, "train", 1000):
+        verb, *_, noun = calls(example)[0]["name"].split("_")
+        others = [name.split("_") for name in functions(example) if name != calls(example)[0]["name"]]
+        nouns = [other[-1] for other in others if other[0] == verb and noun not in NOUNS]
+        similar += any(other[:2] == noun[:2] or other[-2:] == noun[-2:] for other in nouns)
+    assert similar > 50
+
+
 def said(content: str) -> str:
     """What the answer has to say of a tool's result."""
     if not content.startswith("{"):

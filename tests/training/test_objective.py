@@ -263,6 +263,13 @@ def test_rows_are_filled_to_whole_canvases_and_never_cut() -> None:
         next(BatchStream(lambda index: row, [Bucket(10, 2, 1)], CONFIG, fill=1))
 
 
+def test_a_row_goes_where_it_costs_least() -> None:
+    """Not to the shortest batch that holds it: that one has three canvases a row."""
+    row = Row((5,) * 3, (6,) * 2)
+    bucket, _ = next(BatchStream(lambda index: row, [Bucket(12, 3, 1), Bucket(16, 1, 1)], CONFIG, fill=1))
+    assert bucket == Bucket(16, 1, 1)
+
+
 def test_a_stream_goes_on_from_the_position_it_saved() -> None:
     def row_at(index: int) -> Row:
         return Row((5,) * (1 + index * 7 % 11), (6 + index % 40,) * (1 + index % 8))
