@@ -23,7 +23,7 @@ LAST = {1: 60, 2: 100, 5: 100, 10: 100}
 FEWEST, MOST = 12, 45
 PRACTICE = 0.5
 """How often training asks for fewer numbers than the test, of more steps and further up: a few tokens say as much
-about where to stop. So are all of its counts by fives and tens, of which up to 100 there are few enough to know by heart.
+about where to stop. All of its counts by fives and tens are such: up to 100 there are few enough to know by heart.
 """
 FAR_LAST = {1: 200, 2: 200, 3: 150, 4: 150, 5: 300, 10: 400}
 
