@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Coroutine, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -20,10 +20,13 @@ from serve.json_size import json_tokens
 from serve.unreadable import unreadable
 
 T = TypeVar("T", bound=msgspec.Struct)
+V = TypeVar("V")
 Neutral = Mapping[str, tuple[Any, ...]]
 
 STOPPING = web.AppKey("stopping", asyncio.Event)
 """Set once no more requests are taken: one whose body is still on its way is answered at once."""
+
+STOPPED = "The server is stopping."
 
 BODY_SECONDS = 300.0
 """How long a body may take to arrive: the largest one over a slow line. A client that never ends holds no place."""
@@ -48,17 +51,35 @@ async def read(request: web.Request) -> bytes:
 
 async def _arrived(request: web.Request) -> bytes:
     """The whole body. Raises ApiError where it takes too long, or the server stops first."""
-    reading = asyncio.ensure_future(request.read())
-    stopping = asyncio.ensure_future(request.app[STOPPING].wait())
     try:
-        await asyncio.wait((reading, stopping), timeout=BODY_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-        if reading.done():
-            return reading.result()
-        if stopping.done():
-            raise UnavailableError("The server is stopping.")
-        raise RequestTimeoutError(f"The request body did not arrive within {BODY_SECONDS:g} s")
+        async with asyncio.timeout(BODY_SECONDS):
+            return await before_stop(request.app, _whole(request))
+    except TimeoutError:
+        raise RequestTimeoutError(f"The request body did not arrive within {BODY_SECONDS:g} s") from None
+
+
+async def _whole(request: web.Request) -> bytes:
+    """As `request.read()`, which would keep the body as long as the request is there."""
+    parts, size = [], 0
+    async for part in request.content.iter_any():
+        parts.append(part)
+        size += len(part)
+        if 0 < request.client_max_size < size:
+            raise web.HTTPRequestEntityTooLarge(request.client_max_size, size)
+    return b"".join(parts)
+
+
+async def before_stop(app: web.Application, work: Coroutine[Any, Any, V]) -> V:
+    """The result of work that holds no place. Raises UnavailableError where the server stops first."""
+    working = asyncio.ensure_future(work)
+    stopping = asyncio.ensure_future(app[STOPPING].wait())
+    try:
+        await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise UnavailableError(STOPPED)
     finally:
-        reading.cancel()
+        working.cancel()
         stopping.cancel()
 
 

@@ -31,7 +31,7 @@ class PendingChoice:
                 match await self.run.next(silence):
                     case Prefilled(cached_tokens):
                         self.reply.cached_tokens = cached_tokens
-                    case Draft() as draft if not self.run.behind:
+                    case Draft() as draft:
                         yield self.reply.preview(draft, self.job.max_new_tokens - self.reply.completion_tokens)
                     case Canvas() as canvas:
                         yield self.reply.push(canvas)

@@ -326,7 +326,7 @@ class Engine(Protocol):
         """Takes a job and returns its id. Raises ValueError for one that `room` would not have allowed."""
 
     def cancel(self, id: int) -> None:
-        """Ends a job before the next denoising step: no more events. Jobs that are over are no error."""
+        """Ends a job before the next unit of work: no more events. Jobs that are over are no error."""
 
     @property
     def running(self) -> int:
@@ -341,7 +341,7 @@ class Engine(Protocol):
         """Whether `step` has anything to do."""
 
     def step(self) -> list[tuple[int, Event]]:
-        """One unit of work, at most one denoising step of all running jobs, and what happened, by id.
+        """One unit of work, such as a few denoising steps of all running jobs, and what happened, by id.
 
         Raises:
             Exception: the engine is broken, and no job will be answered any more.

@@ -43,15 +43,17 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     wanted = schema.decode(await bodies.read(request))
     outline = translate.outline(wanted, app[ENGINE], app[CONFIG])
     seed = app[SEEDS].getrandbits(31) if wanted.seed is None else wanted.seed
+    name, answer = wanted.model, _stream if wanted.stream else _whole
     with contextlib.ExitStack() as places:
         runs = [places.enter_context(app[WORKER].place(request[ID])) for _ in range(wanted.n)]
         share = places.enter_context(app[MEDIA_MEMORY].share())
         plan = await runs[0].prepare(asyncio.ensure_future(_plan(app, wanted, outline, seed, share)))
+        del wanted, outline  # they hold the text of pictures, which nobody needs while the reply is made
         choices = [PendingChoice(index, plan.jobs[index], run, _reply(app, plan)) for index, run in enumerate(runs)]
         for choice in choices:
             app[WORKER].submit(choice.run, choice.job)
         try:
-            return await (_stream if wanted.stream else _whole)(request, wanted.model, plan, choices)
+            return await answer(request, name, plan, choices)
         finally:
             usage = _usage(choices)
             request[LOG] |= {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}

@@ -157,5 +157,8 @@ async def count_requests(request: web.Request, handler: Handler) -> web.StreamRe
 
 async def metrics(request: web.Request) -> web.Response:
     """`GET /metrics` and `GET /v1/metrics`: in the text format that the reader asks for."""
-    encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+    try:
+        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+    except TypeError:  # of a version that is no number
+        encode, content_type = choose_encoder("")
     return web.Response(body=encode(request.app[METRICS].registry), headers={"Content-Type": content_type})

@@ -49,7 +49,7 @@ ROUTES = (
             summary="The tokens of a text, or of the prompt for a conversation",
             request=(tokenize.TokenizeTextRequest, tokenize.TokenizeChatRequest),
             answer=tokenize.Tokenized,
-            refusals=(*_UNREADABLE, 500),
+            refusals=(*_UNREADABLE, 500, 503),
         ),
     ),
     Route(
@@ -60,7 +60,7 @@ ROUTES = (
             summary="The text of tokens",
             request=(tokenize.DetokenizeRequest,),
             answer=tokenize.Detokenized,
-            refusals=(*_UNREADABLE, 500),
+            refusals=(*_UNREADABLE, 500, 503),
         ),
     ),
     Route("GET", "/v1/models", handlers.models, Operation(summary="The served names", answer=ModelList)),

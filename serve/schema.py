@@ -79,7 +79,7 @@ class Diffusion(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     entropy_bound: Annotated[float, Meta(gt=0, le=100)] | None = None
     confidence_threshold: Annotated[float, Meta(gt=0, le=100)] | None = None
     t_min: Annotated[float, Meta(ge=0, le=10)] | None = None
-    t_max: Annotated[float, Meta(gt=0, le=10)] | None = None
+    t_max: Annotated[float, Meta(ge=1e-3, le=10)] | None = None
 
 
 class ChatDiffusion(Diffusion, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -70,18 +70,14 @@ class Detokenized(Struct, frozen=True):
 async def tokenize(request: web.Request) -> web.Response:
     """`POST /tokenize`"""
     found = bodies.json_object(await bodies.read(request))
-    of_messages = "messages" in found
-    tokens = await (_of_messages if of_messages else _of_text)(request, found)
+    return bodies.answer(await bodies.before_stop(request.app, _tokenized(request, found)))
+
+
+async def _tokenized(request: web.Request, found: dict[str, Any]) -> Tokenized:
     engine = request.app[ENGINE]
+    tokens = await (_of_messages if "messages" in found else _of_text)(request, found)
     strings = await _in_thread(request, _spelled, engine, tokens) if found.get("return_token_strs") else None
-    return bodies.answer(
-        Tokenized(
-            count=len(tokens),
-            max_model_len=engine.max_model_len,
-            tokens=tokens,
-            token_strs=strings,
-        )
-    )
+    return Tokenized(count=len(tokens), max_model_len=engine.max_model_len, tokens=tokens, token_strs=strings)
 
 
 async def detokenize(request: web.Request) -> web.Response:
@@ -89,7 +85,8 @@ async def detokenize(request: web.Request) -> web.Response:
     wanted = bodies.decode(await bodies.read(request), DetokenizeRequest)
     _require_model(request, wanted.model)
     try:
-        text = await _in_thread(request, request.app[ENGINE].text.detokenize, wanted.tokens)
+        work = _in_thread(request, request.app[ENGINE].text.detokenize, wanted.tokens)
+        text = await bodies.before_stop(request.app, work)
     except PromptError as error:
         raise InvalidRequestError(str(error), param="tokens", code="invalid_value") from None
     return bodies.answer(Detokenized(text))

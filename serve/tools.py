@@ -19,6 +19,9 @@ _MOST_TOKENS = 200_000
 """Strings, brackets and commas of all tools, and of the arguments of all calls: templates take seconds for so many.
 More do not fit 262,144 positions: each takes more than one token of the prompt."""
 
+_MOST_PAIRS = 1_000_000
+"""Calls times results, of all messages: templates look for the one among the others."""
+
 UNDECLARED = 0
 """How many calls a reply may have when no tools are declared: what looks like one is what the model had to say."""
 
@@ -31,14 +34,17 @@ def declared(request: ChatRequest) -> list[dict[str, Any]] | None:
     Raises:
         InvalidRequestError: two tools of one name, or tools that hold too much.
     """
-    names = [tool.function.name for tool in request.tools or ()]
-    for index, name in enumerate(names):
-        if name in names[:index]:
-            raise InvalidRequestError(
-                f"Two tools are named `{name}`", param=f"tools[{index}].function.name", code="invalid_value"
-            )
     if request.tools and json_tokens(msgspec.json.encode(request.tools), _MOST_TOKENS) > _MOST_TOKENS:
         raise _too_much("The tools", "tools")
+    names: set[str] = set()
+    for index, tool in enumerate(request.tools or ()):
+        if tool.function.name in names:
+            raise InvalidRequestError(
+                f"Two tools are named `{tool.function.name}`",
+                param=f"tools[{index}].function.name",
+                code="invalid_value",
+            )
+        names.add(tool.function.name)
     return None if request.tool_choice == "none" else msgspec.to_builtins(request.tools or None)
 
 
@@ -64,15 +70,21 @@ def in_order(messages: Sequence[Message]) -> Iterator[tuple[int, Message]]:
         InvalidRequestError: a result without its call, a call without its result, or arguments that hold too much.
     """
     _require_few_arguments(messages)
-    place = 0
+    place, pairs = 0, 0
     while place < len(messages):
         message = messages[place]
         yield place, message
         place += 1
         results = _results(messages, place)
-        calls = message.tool_calls if isinstance(message, AssistantMessage) else None
+        calls = (message.tool_calls if isinstance(message, AssistantMessage) else None) or []
+        if (pairs := pairs + len(calls) * len(results)) > _MOST_PAIRS:
+            raise InvalidRequestError(
+                f"Too many calls and results: wanted at most {_MOST_PAIRS} pairs of them, found more",
+                param=f"messages[{place - 1}].tool_calls",
+                code="invalid_value",
+            )
         if calls or results:
-            yield from _matched([call.id for call in calls or ()], results, place - 1)
+            yield from _matched([call.id for call in calls], results, place - 1)
         place += len(results)
 
 
@@ -99,14 +111,15 @@ def _results(messages: Sequence[Message], start: int) -> dict[int, ToolMessage]:
 
 
 def _matched(calls: list[str], results: dict[int, ToolMessage], caller: int) -> list[tuple[int, ToolMessage]]:
-    if len(set(calls)) < len(calls):
+    known = set(calls)
+    if len(known) < len(calls):
         raise InvalidRequestError(
             "Two calls of one message have the same id", param=f"messages[{caller}].tool_calls", code="invalid_value"
         )
     answers: dict[str, int] = {}
     for place, result in results.items():
-        if result.tool_call_id not in calls or result.tool_call_id in answers:
-            wanted = "one" if result.tool_call_id not in calls else "one result"
+        if result.tool_call_id not in known or result.tool_call_id in answers:
+            wanted = "one" if result.tool_call_id not in known else "one result"
             raise InvalidRequestError(
                 f"A result of a tool answers a call of the assistant message before it: wanted {wanted} with the id "
                 f"`{result.tool_call_id}`, found {'none' if wanted == 'one' else 'two'}",

@@ -31,7 +31,7 @@ def unreadable(body: bytes) -> InvalidRequestError | None:
         value = json.loads(
             body, parse_int=_number(int), parse_float=_number(float), parse_constant=_refuse, object_pairs_hook=_Fields
         )
-        what, path = next(_unreadable_in(value, ""), ("", ""))
+        what, path = next(_unreadable_in(value), ("", ""))
     except (ValueError, RecursionError):
         return None
     if not what:
@@ -44,22 +44,22 @@ class _Fields(list[tuple[str, Any]]):
     """An object, with all that it says twice."""
 
 
-def _unreadable_in(value: Any, path: str) -> Iterator[tuple[str, str]]:
-    """What is wrong and where, in the order of the text."""
+def _unreadable_in(value: Any) -> Iterator[tuple[str, str]]:
+    """What is wrong and where, in the order of the text. A path is written only where something is found."""
     match value:
         case _TooLarge():
-            yield "The number is out of range", path
+            yield "The number is out of range", ""
         case str() if _is_cut(value):
-            yield "The text holds half a character (a lone surrogate)", path
+            yield "The text holds half a character (a lone surrogate)", ""
         case _Fields():
             for name, item in value:
                 if _is_cut(name):
-                    yield "The name of a field holds half a character (a lone surrogate)", path
+                    yield "The name of a field holds half a character (a lone surrogate)", ""
                     return
-                yield from _unreadable_in(item, f"{path}.{name}")
+                yield from ((what, f".{name}{path}") for what, path in _unreadable_in(item))
         case list():
             for index, item in enumerate(value):
-                yield from _unreadable_in(item, f"{path}[{index}]")
+                yield from ((what, f"[{index}]{path}") for what, path in _unreadable_in(item))
 
 
 def _is_cut(text: str) -> bool:

@@ -17,10 +17,12 @@ import contextlib
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from typing import Literal, TypeVar
 
-from serve.engine import Engine, Event, Failed, Finished, FormatError, Job
+from serve.bodies import STOPPED
+from serve.engine import Draft, Engine, Event, Failed, Finished, FormatError, Job
 from serve.errors import (
     ApiError,
     InternalError,
@@ -36,7 +38,6 @@ T = TypeVar("T")
 logger = logging.getLogger("serve")
 State = Literal["warming", "ready", "failed", "closing"]
 _BROKEN = "The model has stopped working; the server's log has the reason."
-_CLOSING = "The server is stopping."
 _STOPPED = "The server stopped before this reply was complete."
 _LAST_STEP = 2.0
 """Seconds that the end of the server waits for the step that is being taken."""
@@ -55,17 +56,22 @@ class Run:
         self._limit = limit
         self._until = None if limit is None else time.monotonic() + limit
         self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[Event | ApiError] = asyncio.Queue()
+        self._events: deque[Event | ApiError] = deque()
+        self._something = asyncio.Event()
 
     def post(self, event: Event | ApiError) -> None:
-        """From any thread: hands over an event, or the error that ends the run."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to read it
-            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+        """From any thread: hands over an event, or the error that ends the run.
 
-    @property
-    def behind(self) -> bool:
-        """Whether more has happened than was read."""
-        return not self._events.empty()
+        A draft that was not read by then is forgotten, so that drafts never pile up.
+        """
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to read it
+            self._loop.call_soon_threadsafe(self._take, event)
+
+    def _take(self, event: Event | ApiError) -> None:
+        if self._events and isinstance(self._events[-1], Draft):
+            self._events.pop()
+        self._events.append(event)
+        self._something.set()
 
     async def next(self, silence: float | None = None) -> Event | None:
         """The next event, or None after `silence` seconds without one.
@@ -73,17 +79,18 @@ class Run:
         Raises:
             ApiError: the run failed, or its time is over; there is no next event.
         """
-        if self._events.empty():
-            left = None if self._until is None else max(0.0, self._until - time.monotonic())
-            waits = [seconds for seconds in (silence, left) if seconds is not None]
-            try:
-                event = await asyncio.wait_for(self._events.get(), min(waits, default=None))
-            except TimeoutError:
-                if self._until is not None and time.monotonic() >= self._until:
-                    raise TimedOutError(f"The request took longer than the {self._limit:g} s it may take.") from None
-                return None
-        else:
-            event = self._events.get_nowait()
+        left = None if self._until is None else max(0.0, self._until - time.monotonic())
+        waits = [seconds for seconds in (silence, left) if seconds is not None]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(waits, default=None)):
+                await self._something.wait()
+        if self._until is not None and time.monotonic() >= self._until:
+            raise TimedOutError(f"The request took longer than the {self._limit:g} s it may take.")
+        if not self._events:
+            return None
+        event = self._events.popleft()
+        if not self._events:
+            self._something.clear()
         if isinstance(event, ApiError):
             raise event
         return event
@@ -191,7 +198,7 @@ class Worker:
 
     def _require_life(self) -> None:
         if self.state in ("failed", "closing"):
-            raise UnavailableError(_BROKEN if self.state == "failed" else _CLOSING)
+            raise UnavailableError(_BROKEN if self.state == "failed" else STOPPED)
 
     def _withdraw(self, run: Run) -> None:
         run.cancelled.set()

@@ -98,6 +98,7 @@ async def error_of(response, status: int = 400) -> dict:
         ({"diffusion": {"confidence_threshold": -1}}, "diffusion.confidence_threshold", "invalid_value"),
         ({"diffusion": {"t_min": 0.8}}, "diffusion.t_min", "invalid_value"),
         ({"diffusion": {"t_max": 0.4}}, "diffusion.t_max", "invalid_value"),
+        ({"diffusion": {"t_min": 0, "t_max": 1e-44}}, "diffusion.t_max", "invalid_value"),
         ({"diffusion": {"canvas": 1}}, "diffusion.canvas", "unknown_parameter"),
         ({"response_format": {"type": "xml"}}, "response_format.type", "invalid_value"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "missing_required_parameter"),

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import threading
 from typing import Any
 
-from serve import access, bodies, tools
+from serve import access, bodies, encode, sse, tools
 
 URL = "/v1/chat/completions"
 JSON = {"Content-Type": "application/json"}
@@ -105,3 +106,33 @@ async def test_tools_and_arguments_that_hold_too_much_are_refused_before_they_ar
     messages = [*ask()["messages"], {"role": "assistant", "tool_calls": calls}, *results]
     error = await refused(client, json.dumps(ask() | {"messages": messages}))
     assert error["param"] == "messages[1].tool_calls[1].function.arguments"
+
+
+async def test_a_client_that_keeps_a_stream_open_and_reads_nothing_is_let_go(client, engine, monkeypatch, eventually):
+    monkeypatch.setattr(sse, "WRITE_SECONDS", 0.05)
+    monkeypatch.setattr(encode, "completion_id", lambda: "x" * 8_000_000)  # more than all buffers on the way hold
+    body = json.dumps({"model": "demo", "messages": [{"role": "user", "content": "hold"}], "stream": True}).encode()
+    _, writer = await asyncio.open_connection("127.0.0.1", client.port, limit=2**10)
+    writer.write(f"POST {URL} HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+    await eventually(lambda: engine.running)
+    await eventually(lambda: not engine.running)
+    writer.close()
+
+
+async def test_text_is_tokenized_until_the_server_stops(client, engine, monkeypatch):
+    begun, goes_on = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def tokenize(text: str, bos: bool) -> tuple[int, ...]:
+        loop.call_soon_threadsafe(begun.set)
+        goes_on.wait(10)
+        return (1,)
+
+    monkeypatch.setattr(engine.text, "tokenize", tokenize, raising=False)
+    asked = asyncio.create_task(client.post("/tokenize", json={"prompt": "a"}))
+    await begun.wait()
+    stopping = asyncio.create_task(client.server.app.shutdown())
+    response = await asked
+    goes_on.set()
+    await stopping
+    assert response.status == 503 and (await response.json())["error"]["code"] == "unavailable"

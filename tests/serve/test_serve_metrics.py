@@ -85,3 +85,10 @@ async def test_the_format_is_the_one_asked_for(client):
     modern = await client.get("/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
     assert modern.content_type == "application/openmetrics-text"
     assert (await modern.text()).endswith("# EOF\n")
+
+
+@pytest.mark.parametrize("version", ["abc", "1.x", ""])
+async def test_a_reader_of_no_known_version_gets_the_plain_format(client, version):
+    for kind in ("text/plain", "application/openmetrics-text"):
+        response = await client.get("/metrics", headers={"Accept": f"{kind}; version={version}"})
+        assert response.status == 200 and response.content_type in ("text/plain", "application/openmetrics-text")

@@ -10,6 +10,8 @@ import pydantic
 import pytest
 from fake_engine import END, FakeEngine, call
 
+from serve import tools
+
 URL = "/v1/chat/completions"
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 WEATHER = {"type": "function", "function": {"name": "weather", "description": "Tells it.", "parameters": CITY}}
@@ -198,3 +200,12 @@ async def test_reasoning_comes_with_calls(client, ask, engine: FakeEngine):
 
 class _Weather(pydantic.BaseModel):
     city: str
+
+
+async def test_more_calls_and_results_than_a_template_can_pair_are_refused(client, ask, monkeypatch):
+    monkeypatch.setattr(tools, "_MOST_PAIRS", 3)
+    ids = ["a", "b"]
+    messages = [USER, called(*((id, ROME) for id in ids)), *(result(id, "warm") for id in ids), USER]
+    error = (await post(client, ask() | {"messages": messages}, 400))["error"]
+    assert (error["param"], error["code"]) == ("messages[1].tool_calls", "invalid_value")
+    await post(client, ask() | {"messages": [USER, called(("a", ROME)), result("a", "warm"), USER]})

@@ -10,7 +10,10 @@ import openai
 import pytest
 from fake_engine import PATIENCE, FakeEngine
 
+from serve.engine import Canvas, Draft
+from serve.errors import TimedOutError
 from serve.handlers import WORKER
+from serve.worker import Run
 
 URL = "/v1/chat/completions"
 
@@ -376,3 +379,23 @@ async def test_an_engine_that_cannot_warm_up_refuses_every_request(start, ask, e
         assert (response.status, (await response.json())["error"]["code"]) == (503, "unavailable")
         assert (await client.get("/v1/health/ready")).status == 503
     assert "no room" in caplog.text
+
+
+async def test_drafts_that_nobody_reads_do_not_pile_up():
+    run = Run("id", None)
+    for step in range(1000):
+        run.post(Draft((1, 2), step))
+    await asyncio.sleep(0)
+    assert len(run._events) == 1 and await run.next() == Draft((1, 2), 999)
+    run.post(Draft((1, 2), 1000))
+    run.post(Canvas((1, 2), 48))
+    await asyncio.sleep(0)
+    assert await run.next() == Canvas((1, 2), 48) and await run.next(silence=0.01) is None
+
+
+async def test_the_time_of_a_request_ends_for_one_that_reads_slowly_too():
+    run = Run("id", 0.01)
+    run.post(Canvas((1, 2), 48))
+    await asyncio.sleep(0.02)
+    with pytest.raises(TimedOutError):
+        await run.next()
