@@ -325,3 +325,27 @@ def test_functions_of_too_many_arguments_are_refused(required: bool) -> None:
     parameters = {"properties": dict.fromkeys(names, True), "required": names if required else []}
     with pytest.raises(ValueError, match="more than 2500 grammar rules"):
         write.calls([{"name": "f", "parameters": parameters}], None)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        ({"properties": {"a": {"$ref": []}}}, r"\$ref must be text, found \[\]"),
+        ({"properties": {f"a{n}": {} for n in range(2501)}}, "more than 2500 grammar rules"),
+    ],
+)
+def test_schemas_of_calls_that_cannot_be_written_are_refused(parameters: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        write.calls([{"name": "f", "parameters": {"type": "object", **parameters}}], None)
+
+
+def test_a_required_name_that_is_no_text_is_no_name() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "null"}}, "required": [["a"], 1]}
+    assert fits(
+        grammar(calls=write.calls([{"name": "f", "parameters": schema}], None)), "<|tool_call>call:f{}<tool_call|>"
+    )
+
+
+def test_a_bool_is_no_divisor() -> None:
+    with pytest.raises(GrammarError, match="multipleOf"):
+        grammar(write.json_schema({"type": "integer", "multipleOf": True}))

@@ -105,9 +105,12 @@ class CallRules:
         """Its properties with commas between those that are there; where it says nothing of them, any object."""
         if "properties" not in schema and schema.get("additionalProperties") is not False:
             return "any_object"
-        properties, required = schema.get("properties", {}), _list(schema, "required")
+        properties, listed = schema.get("properties", {}), _list(schema, "required")
+        required = {name for name in listed if isinstance(name, str)}
         if not isinstance(properties, Mapping):
             raise ValueError(f"`properties` must be an object, found {json.dumps(properties)[:40]}")
+        if len(properties) > _MOST_RULES:
+            raise ValueError(f"the schemas take more than {_MOST_RULES} grammar rules")
         names = sorted(properties, key=str.lower)
         begins = next((place for place, name in enumerate(names) if name in required), len(names))
         first = after = '""'  # what may follow before any property was written, and after one
@@ -122,6 +125,8 @@ class CallRules:
         return self._add(f'"{{" {first} "}}"')
 
     def _referred(self, pointer: Any) -> str:
+        if not isinstance(pointer, str):
+            raise ValueError(f"$ref must be text, found {json.dumps(pointer)[:40]}")
         if pointer not in self._named:
             number = len(self._rules)
             self._named[pointer] = self._add("any")  # its name, for what refers to it from inside

@@ -63,7 +63,8 @@ def _survey(schema: Any) -> _Survey:
         references += [one["$ref"] for one in maps if isinstance(one.get("$ref"), str)]
         for one in maps:
             divisor = one.get("multipleOf")
-            if isinstance(divisor, int | float) and not _is_small(Decimal(str(divisor))):
+            # A bool is an int here; llguidance refuses it.
+            if type(divisor) in (int, float) and not _is_small(Decimal(str(divisor))):
                 raise ValueError(f"`multipleOf` must be a number of at most {MOST_DIVISOR} steps, found {divisor}")
         row = [part for one in row for part in (one.values() if isinstance(one, Mapping) else _items(one))]
     return _Survey(levels, parts, references)
