@@ -1,7 +1,8 @@
 """The requests that are being denoised: one row of one cache for each, on the device.
 
 The batch is as small as its requests allow: 1, 2, 4, ... rows, and of few capacities, for which programs are
-compiled. It is rebuilt, layer by layer, when its size changes, so never more than one layer is there twice.
+compiled. It is rebuilt, layer by layer, when its rows change places or number, so never more than one layer is there
+twice.
 """
 
 from __future__ import annotations

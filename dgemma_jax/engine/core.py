@@ -121,7 +121,8 @@ class Core:
         if self._dead is None:
             try:
                 self._step()
-            except (KeyboardInterrupt, SystemExit):
+            except (KeyboardInterrupt, SystemExit) as error:
+                self.kill(error)  # in the middle of anything: what went on would not be to be trusted
                 raise  # they are for whoever takes the steps
             except BaseException as error:  # what a library in Rust raises when it panics is no Exception
                 logger.exception("the engine crashed")

@@ -342,7 +342,7 @@ def test_a_request_whose_row_cannot_be_given_up_is_told_of_the_crash() -> None:
     assert [type(event) for event in run(core)[failed]] == [Failed] and core.error is not None
 
 
-def test_a_panic_is_a_crash_and_an_interrupt_is_its_callers() -> None:
+def test_a_panic_is_a_crash() -> None:
     class Panic(BaseException):
         """As what a library written in Rust raises."""
 
@@ -350,13 +350,25 @@ def test_a_panic_is_a_crash_and_an_interrupt_is_its_callers() -> None:
     core = Core(device)
     id = core.submit(request(max_new_tokens=40))
     core.step()
-    device.crash = KeyboardInterrupt()
-    with pytest.raises(KeyboardInterrupt):
-        core.step()
-    assert core.error is None and core.running == 1
     device.crash = Panic("index out of bounds")
     ((told, event),) = core.step()
     assert told == id and isinstance(event, Failed) and isinstance(event.error.__cause__, Panic)
+
+
+def test_an_interrupt_is_its_callers_and_the_last_thing_that_the_engine_does() -> None:
+    """It may come between a canvas and its commit: that canvas would be told twice."""
+    device = HandDevice()
+    core = Core(device)
+    id = core.submit(request(max_new_tokens=40))
+    core.step()
+    device.crash = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        core.step()
+    device.crash = None
+    ((told, event),) = core.step()
+    assert told == id and isinstance(event, Failed) and isinstance(event.error.__cause__, KeyboardInterrupt)
+    with pytest.raises(EngineDeadError):
+        core.submit(request())
 
 
 def test_a_cancelled_request_gives_its_slot_to_the_next_after_the_step_that_is_being_taken() -> None:
