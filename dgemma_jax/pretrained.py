@@ -262,9 +262,10 @@ def load(
             the model.
     """
     folder = Path(path)
-    config, kind = read_model_config(folder), jnp.dtype(dtype)
+    config = read_model_config(folder)
     quantize = _kind(folder, quantize, lora)
     _check_choices(dtype, quantize, backend, head)
+    kind = jnp.dtype(dtype)
     processor = None if config.vision is None else read_processor_config(folder, config)
     generation, tokenizer = read_generation_config(folder), _read_tokenizer(folder, config)
     _check_special_ids(folder, generation, config)

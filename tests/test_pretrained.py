@@ -95,6 +95,7 @@ def test_a_canvas_for_other_rows_than_the_cache_is_refused(model: dgemma_jax.Mod
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        ({"dtype": "bf16"}, 'dtype must be "bfloat16" or "float32", found \'bf16\''),
         ({"dtype": "float16"}, 'dtype must be "bfloat16" or "float32", found \'float16\''),
         ({"backend": "fastest"}, "one of .*all_experts.*, found 'fastest'"),
     ],

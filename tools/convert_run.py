@@ -135,7 +135,10 @@ def _begin(conversion: Conversion, facts: dict[str, Any]) -> None:
         raise ValueError(f"{out} is inside of {conversion.source}, which would change; choose another folder")
     file = out / MANIFEST_FILE
     if file.is_file():
-        before = json.loads(file.read_text(encoding="utf-8"))
+        try:
+            before = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{file} cannot be read, so {out} cannot go on: choose another folder: {error}") from error
         names = [name for name in facts if before.get(name) != facts[name]]
         if names:
             lines = [f"\n- {name}: {before.get(name)} there, {facts[name]} now" for name in names]

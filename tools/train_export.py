@@ -34,6 +34,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Writes weights, configuration, tokenizer and chat template."""
+    import jax
     import jax.numpy as jnp
 
     from dgemma_jax.checkpoint.export import export
@@ -42,6 +43,7 @@ def run(options: argparse.Namespace) -> int:
     from dgemma_jax.training import lora
     from dgemma_jax.training.run_folder import copy_companions
 
+    jax.config.update("jax_platforms", "cpu")  # weights pass through host memory: one accelerator may be too small
     base = _base(options)
     if options.merge_lora and options.average_with:
         raise ValueError("--average-with is of checkpoints, --merge-lora of an adapter: export one, then the other")

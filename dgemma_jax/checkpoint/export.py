@@ -19,14 +19,17 @@ def published_tensors(config: ModelConfig, params: nnx.State, dtype: jnp.dtype) 
     """Every tensor under its published name, in its published shape."""
     values = dict(nnx.to_flat_state(params))
     for entry in entries(config):
-        yield entry.name, np.asarray(values[entry.path][...]).astype(dtype).reshape(entry.published_shape)
+        yield entry.name, np.asarray(values[entry.path][...]).astype(dtype, copy=False).reshape(entry.published_shape)
 
 
 def export(
     folder: Path, config: ModelConfig, generation: GenerationConfig, params: nnx.State, dtype: jnp.dtype
 ) -> None:
-    """Writes config.json, generation_config.json and model.safetensors into a folder that exists or is made."""
+    """Writes model.safetensors, config.json and generation_config.json into a folder that exists or is made.
+
+    The weights come first: a folder with a config.json has them.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    write_config(config, generation, folder)
     tensors = dict(published_tensors(config, params, dtype))
     write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
+    write_config(config, generation, folder)

@@ -103,13 +103,15 @@ def from_array(path: Path, array: jax.Array, target: Quantized, kind: Kind) -> Q
 
 
 def quantize_parameters(params: nnx.State, kind: Kind, mesh: Mesh | None = None) -> nnx.State:
-    """Parameters that are loaded already: each is given up for its quantised one."""
-    flat = [
-        (path, leaf.replace(from_array(path, leaf[...], abstract(path, leaf, kind, mesh), kind)))
-        if is_quantizable(path)
-        else (path, leaf)
-        for path, leaf in nnx.to_flat_state(params)
-    ]
+    """Parameters that are loaded already. Each is given up for its quantised one: `params` are of no more use."""
+    flat = []
+    for path, leaf in nnx.to_flat_state(params):
+        if is_quantizable(path):
+            full = leaf[...]
+            leaf = leaf.replace(from_array(path, full, abstract(path, leaf, kind, mesh), kind))
+            jax.block_until_ready(leaf[...])
+            full.delete()  # whoever else holds it: all full matrices and all quantised ones may not fit together
+        flat.append((path, leaf))
     return nnx.from_flat_state(flat)
 
 

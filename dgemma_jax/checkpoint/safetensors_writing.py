@@ -37,11 +37,15 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mappi
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % LENGTH_BYTES)
     partial = Path(path).with_name(Path(path).name + ".partial")
-    with partial.open("wb") as file:
-        file.write(len(encoded).to_bytes(LENGTH_BYTES, "little") + encoded)
-        for name in ordered:
-            np.ascontiguousarray(tensors[name]).tofile(file)
-    os.replace(partial, path)  # a reader that maps the old file keeps it
+    try:
+        with partial.open("wb") as file:
+            file.write(len(encoded).to_bytes(LENGTH_BYTES, "little") + encoded)
+            for name in ordered:
+                np.ascontiguousarray(tensors[name]).tofile(file)
+        os.replace(partial, path)  # a reader that maps the old file keeps it
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def write_sharded(folder: Path, tensors: Iterable[tuple[str, np.ndarray]], max_shard_bytes: int = 5 * 10**9) -> int:

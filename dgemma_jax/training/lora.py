@@ -143,7 +143,10 @@ def read_config(folder: Path) -> LoraConfig:
         values.wrong("base", "text")
     values.finish()
     raise_collected(folder / CONFIG_FILE, problems)
-    return LoraConfig(rank=rank, alpha=alpha, targets=tuple(targets or ()), base=str(base))
+    try:
+        return LoraConfig(rank=rank, alpha=alpha, targets=tuple(targets or ()), base=str(base))
+    except ConfigError as error:
+        raise ConfigError(f"{folder / CONFIG_FILE}: {error}") from error
 
 
 @jax.jit

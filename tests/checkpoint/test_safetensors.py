@@ -336,3 +336,16 @@ def test_a_file_that_became_shorter_is_no_part(tmp_path: Path) -> None:
     os.truncate(path, path.stat().st_size - 8)
     with pytest.raises(CheckpointError, match="ends within tensor x"):
         files.read_part("x", (8, 6), ((4, 8), (0, 6)), np.dtype("float32"))
+
+
+def test_a_disk_that_is_full_leaves_no_part_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: np.ndarray, file: object) -> None:
+        raise OSError("No space left on device")
+
+    class Full(np.ndarray):
+        tofile = full
+
+    monkeypatch.setattr(np, "ascontiguousarray", lambda x: np.zeros(1).view(Full))
+    with pytest.raises(OSError, match="No space left"):
+        write_sharded(tmp_path, iter(arrays().items()))
+    assert list(tmp_path.iterdir()) == []

@@ -13,6 +13,7 @@ from golden import reading
 import dgemma_jax
 from dgemma_jax.checkpoint.load import load_parameters
 from dgemma_jax.checkpoint.names import published_name
+from dgemma_jax.checkpoint.quantized_shards import quantize_parameters
 from dgemma_jax.checkpoint.safetensors import CheckpointError, TensorFiles
 from dgemma_jax.checkpoint.safetensors_writing import write_tensors
 from dgemma_jax.config import ConfigError, ModelConfig
@@ -121,8 +122,9 @@ def test_an_adapter_config_that_is_not_understood_is_refused(config, adapter, tm
     lora.save(tmp_path, adapter)
     file = tmp_path / lora.CONFIG_FILE
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=said) as refusal:
         lora.read(tmp_path, config)
+    assert str(file) in str(refusal.value)
 
 
 def test_a_folder_without_an_adapter_is_refused(config, tmp_path) -> None:
@@ -140,6 +142,10 @@ def test_a_model_is_loaded_with_its_adapter_added(tmp_path) -> None:
     same(found, lora.merge(plain.params, adapter))
     with pytest.raises(AssertionError):
         same(found, plain.params)
+    few = dgemma_jax.load(folder, dtype="float32", lora=tmp_path, quantize="int8").params
+    whole = jax.tree.map(jnp.copy, lora.merge(plain.params, adapter))  # they are given up
+    same(few, quantize_parameters(whole, "int8"))
+    assert any(leaf.is_deleted() for leaf in jax.tree.leaves(whole))
 
 
 def test_the_server_adds_the_adapter_that_its_flag_names(tinier, tmp_path) -> None:
