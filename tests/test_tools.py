@@ -21,6 +21,7 @@ from dgemma_jax.training.demo.batching import Answered
 from dgemma_jax.training.demo.run import DemoRun
 from dgemma_jax.training.lora import LoraConfig
 from dgemma_jax.training.optimizer import OptimizerConfig
+from dgemma_jax.training.rows import Row
 from dgemma_jax.training.sft import SftConfig
 from serve.config import ServeConfig
 from tools import inspect, synthetic, train, train_eval, train_sft
@@ -261,13 +262,38 @@ def test_eval_compares_answers_with_a_file_and_fails_below_the_least(
 ) -> None:
     data = tmp_path / "e.jsonl"
     data.write_text("".join(json.dumps({"prompt": f"Say {word}.", "completion": word}) + "\n" for word in "ab"))
-    monkeypatch.setattr(scoring, "answer_all", lambda model, rows: [Answered(list(rows[0].answer), [3])] * len(rows))
+    monkeypatch.setattr(
+        scoring, "answer_all", lambda model, rows, most: [Answered(list(rows[0].answer), [3])] * len(rows)
+    )
     given = ["eval", "--checkpoint", str(DEMO), "--data", str(data), "--json"]
     assert train.main([*given, "--least", "0.6"]) == 1
     printed = capsys.readouterr()
     assert json.loads(printed.out) == {"share": 0.5, "count": 2, "steps": 3.0}
     assert "line 2: wanted 'b', found 'a'" in printed.err
     assert train.main([*given, "--least", "0.5"]) == 0
+
+
+def test_eval_lets_an_answer_be_longer_than_the_one_it_is_compared_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, given = tmp_path / "long.jsonl", []
+    data.write_text(json.dumps({"prompt": "Count.", "completion": " ".join(map(str, range(200)))}) + "\n")
+
+    def answer_all(model: object, rows: list[Row], most: int) -> list[Answered]:
+        given.append(most - len(rows[0].answer))
+        return [Answered(list(rows[0].answer), [1])]
+
+    monkeypatch.setattr(scoring, "answer_all", answer_all)
+    assert train.main(["eval", "--checkpoint", str(DEMO), "--data", str(data), "--least", "1"]) == 0
+    assert given == [32]
+
+
+@pytest.mark.parametrize("number", ["-1", str(2**63), "x"])
+def test_a_seed_that_is_none_is_refused_by_its_flag(number: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for given in (["sft", "--data", "a", "--out", "b"], ["demo", "--out", "b"]):
+        with pytest.raises(SystemExit):
+            train.main([*given, "--seed", number])
+        assert "argument --seed" in capsys.readouterr().err
 
 
 def test_a_synthetic_checkpoint_does_not_replace_another(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

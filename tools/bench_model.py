@@ -22,7 +22,7 @@ from dgemma_jax.model.quantized import Quantized
 from dgemma_jax.sampling.heads import HEADS, choose_head
 from dgemma_jax.sharding import describe, make_mesh, spread
 from tools.bench_weights import KINDS, filled, loudness
-from tools.options import positive
+from tools.options import positive, seed
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +37,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--moe-backend", choices=sorted(BACKENDS), help="how the experts run (default: by device)")
     parser.add_argument("--head", choices=sorted(HEADS), help="how the vocabulary is passed over (default: by size)")
     parser.add_argument("--repeats", type=positive, default=5, help="rounds (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and tokens (default %(default)s)")
+    parser.add_argument("--seed", type=seed, default=0, help="of weights and tokens (default %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 

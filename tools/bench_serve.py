@@ -49,7 +49,9 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 
 
 def _counts(text: str) -> tuple[int, ...]:
-    return tuple(positive(count) for count in names(text))
+    if counts := tuple(positive(count) for count in names(text)):
+        return counts
+    raise argparse.ArgumentTypeError("must name at least one number")
 
 
 @dataclasses.dataclass(frozen=True)

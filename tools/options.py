@@ -21,6 +21,14 @@ def count(text: str) -> int:
     return value
 
 
+def seed(text: str) -> int:
+    """An argparse type: what NumPy and JAX both begin with, a whole number from 0 to 2^63 - 1."""
+    value = int(text)
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"must be from 0 to {2**63 - 1}, found {text}")
+    return value
+
+
 def names(text: str) -> tuple[str, ...]:
     """An argparse type: names with commas between them; empty for none."""
     return tuple(name.strip() for name in text.split(",") if name.strip())

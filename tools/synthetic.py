@@ -23,6 +23,7 @@ from dgemma_jax.checkpoint.names import entries
 from dgemma_jax.checkpoint.safetensors_writing import write_sharded
 from dgemma_jax.config import DIFFUSION_GEMMA_26B_A4B, GenerationConfig, ModelConfig
 from dgemma_jax.config_json import write_config
+from tools.options import seed as seed_number
 
 T = TypeVar("T")
 
@@ -48,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("folder", type=Path, metavar="DIR")
     top.add_argument("--layers", type=int, choices=range(6, 31, 6), default=6, help="text layers (default %(default)s)")
-    top.add_argument("--seed", type=int, default=0, help="of the weights (default %(default)s)")
+    top.add_argument("--seed", type=seed_number, default=0, help="of the weights (default %(default)s)")
     top.add_argument("--run", action="store_true", help="load the folder and run one step instead of writing it")
     top.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="for --run")
     return top

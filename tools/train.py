@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dgemma_jax.training.host_memory import keep_freed_memory
 from tools import train_eval, train_export, train_sft
-from tools.options import count, positive, rate
+from tools.options import count, positive, rate, seed
 from tools.paths import DEMO
 
 
@@ -46,7 +46,7 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
     demo = commands.add_parser("demo", help="train the demo model on conversations that this project generates")
     demo.add_argument("--out", type=Path, required=True, help="folder of the run; one that was stopped goes on")
     demo.add_argument("--steps", type=positive, default=12000, help="batches (default %(default)s)")
-    demo.add_argument("--seed", type=int, default=0, help="of weights, data and noise (default %(default)s)")
+    demo.add_argument("--seed", type=seed, default=0, help="of weights, data and noise (default %(default)s)")
     demo.add_argument("--initial", type=Path, help="demo checkpoint to begin with, in place of random weights")
     demo.add_argument("--learning-rate", type=rate, default=8e-3, help="at its peak (default %(default)s)")
     demo.add_argument(

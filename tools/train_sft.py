@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tools.options import names, positive
+from tools.options import names, positive, seed
 from tools.paths import DEMO
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def _add_optimizer(sft: argparse.ArgumentParser) -> None:
     group.add_argument("--weight-decay", type=float, default=1e-4, help="of matrices")
     group.add_argument("--clip", type=float, default=1.0, help="largest norm of the gradient")
     group.add_argument("--ema", type=float, default=0.0, help="decay of the average of the weights that is kept")
-    group.add_argument("--seed", type=int, default=0, help="of order, noise and the adapter's start")
+    group.add_argument("--seed", type=seed, default=0, help="of order, noise and the adapter's start")
     group.add_argument("--mesh", help="devices to spread over, as data=2,expert=4; None is one device")
     group.add_argument("--remat", action="store_true", help="compute layers twice instead of keeping what is in them")
 

@@ -75,12 +75,13 @@ class Sample:
 class Dataset:
     """The rows of a file. Rows with media are made anew at each use: their pixels would fill the memory."""
 
-    def __init__(self, file: Path, chat: ChatFormat, samples: Sequence[Sample], rows: Sequence[Row]) -> None:
-        """`rows` as `render` makes them of `samples`."""
-        length = chat.config.canvas_length
-        self.file, self.samples, self._chat = file, samples, chat
-        self.shapes = [RowShape(row.length(length), row.blocks(length), row.images) for row in rows]
-        self._rows = [None if row.images else row for row in rows]
+    def __init__(self, file: Path, chat: ChatFormat) -> None:
+        """Without rows; `read` adds them."""
+        self.file, self._chat = file, chat
+        self.samples: list[Sample] = []
+        self.shapes: list[RowShape] = []
+        self._rows: list[Row | None] = []
+        self._pixels = hashlib.sha256()
 
     @classmethod
     def read(cls, file: Path, chat: ChatFormat, max_length: int) -> Dataset:
@@ -92,20 +93,27 @@ class Dataset:
             OSError: the file cannot be read.
         """
         problems: list[str] = []
-        found: list[tuple[Sample, Row]] = []
-        lines = _lines(file)
+        dataset, lines = cls(file, chat), _lines(file)
         for number, text in lines:
             try:
                 for sample in _samples(number, text):
-                    found.append((sample, _fitting(render(sample, chat, file.parent), chat.config, max_length)))
+                    dataset._add(sample, _fitting(render(sample, chat, file.parent), chat.config, max_length))
             except ValueError as error:
                 problems.append(f"line {number}: {error}")
         if problems:
             raise DataError(_collected(file, problems, len(lines)))
-        if not found:
+        if not dataset.samples:
             raise DataError(f"{file} has no rows: wanted one JSON object a line")
-        # Media are read again when they are needed.
-        return cls(file, chat, [sample for sample, _ in found], [row for _, row in found])
+        return dataset
+
+    def _add(self, sample: Sample, row: Row) -> None:
+        """A row as `render` makes it; its media are read again when they are needed."""
+        length = self._chat.config.canvas_length
+        self.samples.append(sample)
+        self.shapes.append(RowShape(row.length(length), row.blocks(length), row.images))
+        self._rows.append(None if row.images else row)
+        if row.patches_INP is not None:
+            self._pixels.update(row.patches_INP.tobytes())
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -120,8 +128,11 @@ class Dataset:
         return self.row(int(_order(len(self), seed, epoch)[place]))
 
     def sha256(self) -> str:
-        """Of the file's bytes."""
-        return hashlib.sha256(self.file.read_bytes()).hexdigest()
+        """Of the file's bytes, and of what its images and videos showed when it was read."""
+        digest = hashlib.sha256(self.file.read_bytes())
+        if any(shape.images for shape in self.shapes):
+            digest.update(self._pixels.digest())
+        return digest.hexdigest()
 
 
 def render(sample: Sample, chat: ChatFormat, folder: Path) -> Row:

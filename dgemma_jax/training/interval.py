@@ -38,7 +38,7 @@ class Interval:
         now = time.monotonic()
         means = {name: round(float(np.mean([getattr(m, name) for m in found])), 5) for name in Metrics._fields}
         if not np.isfinite(means["loss"]):
-            raise RunError(f"the loss became {means['loss']}; try a lower learning rate, from the last save or anew")
+            raise RunError(f"the loss became {means['loss']}; try a lower learning rate, in another folder")
         pace = {
             "seconds": round(now - self._started, 2),
             "tokens_per_second": round(self._tokens / (now - self._since), 1),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,17 +50,31 @@ def require_same(folder: Path, settings: Mapping[str, Any]) -> None:
 def remember(folder: Path, settings: Mapping[str, Any]) -> None:
     """Writes the settings of the run, and makes its folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    _replace(folder / SETTINGS_FILE, json.dumps(settings, indent=2) + "\n")
+
+
+def _replace(file: Path, text: str) -> None:
+    """Writes a file that is never there in part, whenever the machine stops."""
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, file)
 
 
 def forget_after(folder: Path, step: int) -> None:
-    """Takes lines behind `step` out of the metrics: a run that goes on from there writes them again."""
+    """Takes lines behind `step` out of the metrics: a run that goes on from there writes them again.
+
+    Raises:
+        RunError: metrics that are not such lines.
+    """
     file = folder / METRICS_FILE
     if file.is_file():
         lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
         # A line without its end was being written when the run was killed.
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        file.write_text("".join(kept), encoding="utf-8")
+        try:
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        except (ValueError, TypeError, KeyError) as error:
+            raise RunError(f"{file} has a line that is no object with a step: {error}") from error
+        _replace(file, "".join(kept))
 
 
 def copy_companions(source: Path, target: Path) -> None:
@@ -73,8 +88,9 @@ def copy_companions(source: Path, target: Path) -> None:
 def fingerprint(folder: Path) -> str:
     """Of a checkpoint: its configuration, and the size and some bytes of each file. Reading 50 GB would take long."""
     digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for file in sorted(folder.glob("*.safetensors")):
-        digest.update(f"{file.name} {file.stat().st_size}".encode())
+    weights = [*folder.glob("*.safetensors"), *(path for path in folder.glob("orbax/**/*") if path.is_file())]
+    for file in sorted(weights):
+        digest.update(f"{file.relative_to(folder)} {file.stat().st_size}".encode())
         with file.open("rb") as opened:
             for part in range(_SAMPLES):
                 opened.seek(part * file.stat().st_size // _SAMPLES)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from dgemma_jax.pretrained import Model
 from dgemma_jax.prompt.parse import Content, ResponseParser, ToolCall, opens_thought
 from dgemma_jax.prompt.tokenizer import Tokenizer
 from dgemma_jax.training.dataset import Dataset
 from dgemma_jax.training.demo.batching import answer_all
+
+_PICTURED = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,12 +38,24 @@ def answers(model: Model, data: Dataset, count: int | None = None) -> list[Answe
     """
     if model.tokenizer is None:
         raise ValueError("the checkpoint holds no tokenizer; scoring needs one")
-    rows = [data.row(number) for number in range(len(data))[:count]]
-    found = []
-    for sample, row, answered in zip(data.samples, rows, answer_all(model, rows), strict=False):
-        wanted, got = (visible(model.tokenizer, row.prompt, ids) for ids in (row.answer, answered.tokens))
-        found.append(Answer(sample.line, wanted, got, tuple(answered.steps)))
-    return found
+    found: dict[int, Answer] = {}
+    for numbers in _parts(data, count):
+        rows = [data.row(number) for number in numbers]
+        # A canvas more than is wanted, so that an answer that goes on shows.
+        longest = max(len(row.answer) for row in rows) + model.config.canvas_length
+        for number, row, answered in zip(numbers, rows, answer_all(model, rows, longest), strict=True):
+            wanted, got = (visible(model.tokenizer, row.prompt, ids) for ids in (row.answer, answered.tokens))
+            found[number] = Answer(data.samples[number].line, wanted, got, tuple(answered.steps))
+    return [found[number] for number in sorted(found)]
+
+
+def _parts(data: Dataset, count: int | None) -> Iterator[Sequence[int]]:
+    """The numbers of the rows, those with pictures few at a time: their pixels would fill the memory."""
+    numbers = range(len(data))[:count]
+    if plain := [number for number in numbers if not data.shapes[number].images]:
+        yield plain
+    pictured = [number for number in numbers if data.shapes[number].images]
+    yield from (pictured[start : start + _PICTURED] for start in range(0, len(pictured), _PICTURED))
 
 
 def visible(tokenizer: Tokenizer, prompt: Sequence[int], answer: Sequence[int]) -> str:

@@ -99,6 +99,11 @@ class SftConfig:
             raise ValueError(
                 f"batch must be a multiple of {2 * data} where rows lie over {data} device(s): {self.batch}"
             )
+        if not 0 <= self.t_min < 1:
+            raise ValueError(f"t_min must be at least 0 and below 1, found {self.t_min}")
+        for name in ("next_token_weight", "prompt_weight", "fill_weight"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
         if unknown := set(self.freeze) - set(FREEZABLE):
             raise ValueError(f"freeze must be of {', '.join(FREEZABLE)}, found {', '.join(sorted(unknown))}")
 
@@ -136,7 +141,8 @@ class SftRun:
         if self.checkpoints.latest is not None:
             position, facts = self.checkpoints.restore(self.trainer)
             self.seconds = facts["seconds"]
-        forget_after(config.out, self.step)
+        # Before the first save, not even the losses that a run begins with stay.
+        forget_after(config.out, self.step if position else -1)
         row_at = functools.partial(self.data.shuffled, seed=config.seed)
         self.stream = BatchStream(row_at, self.buckets, self.chat.config, self.fill, position)
 

@@ -31,9 +31,9 @@ def read(tmp_path: Path, format_: ChatFormat):
     return read_rows
 
 
-def png(size: int = 64) -> bytes:
+def png(size: int = 64, colour: str = "red") -> bytes:
     file = io.BytesIO()
-    Image.new("RGB", (size, size), "red").save(file, "PNG")
+    Image.new("RGB", (size, size), colour).save(file, "PNG")
     return file.getvalue()
 
 
@@ -167,3 +167,15 @@ def test_rows_with_other_numbers_of_images_have_shapes_of_their_own() -> None:
     shapes = [RowShape(30, 1, images) for images in (0, 0, 1, 2)] + [RowShape(200, 1, 0)]
     found = {(bucket.length, bucket.images) for bucket in choose_buckets(shapes, rows=2)}
     assert found == {(32, 0), (208, 0), (32, 1), (32, 2)}
+
+
+def test_pixels_are_not_kept_and_other_ones_are_other_data(read, format_, tmp_path: Path) -> None:
+    image = {"role": "user", "content": [{"type": "image", "image": "a.png"}, {"type": "text", "text": "What?"}]}
+    rows = [{"messages": [image, {"role": "assistant", "content": "Red."}]}, chat("Hello", "Hi.")]
+    found = []
+    for colour in ("red", "blue"):
+        (tmp_path / "a.png").write_bytes(png(colour=colour))
+        data = read(*rows)
+        assert [row is None for row in data._rows] == [True, False]
+        found.append(data.sha256())
+    assert found[0] != found[1]

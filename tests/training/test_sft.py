@@ -169,8 +169,26 @@ def test_a_folder_that_holds_something_else_is_refused(configure, tinier) -> Non
 
 
 @pytest.mark.parametrize(
-    ("change", "said"), [({"batch": 3}, "multiple of 2"), ({"freeze": ("all",)}, "freeze must be of router")]
+    ("change", "said"),
+    [
+        ({"batch": 3}, "multiple of 2"),
+        ({"freeze": ("all",)}, "freeze must be of router"),
+        ({"t_min": 1.5}, "t_min must be at least 0 and below 1, found 1.5"),
+        ({"t_min": -0.1}, "t_min"),
+        ({"fill_weight": -1.0}, "fill_weight must not be negative"),
+        ({"next_token_weight": float("nan")}, "next_token_weight"),
+    ],
 )
 def test_settings_that_cannot_be_are_refused(configure, change, said) -> None:
     with pytest.raises(ValueError, match=said):
         configure("run", **change)
+
+
+def test_a_run_that_is_killed_before_its_first_save_begins_its_metrics_anew(configure, tmp_path, monkeypatch) -> None:
+    held = write_rows(tmp_path / "eval.jsonl", [chat("Say 1", "1")])
+    monkeypatch.setattr(SftRun, "_update", lambda self, interval: 1 / 0)
+    for _ in range(2):
+        run = SftRun(configure("run", lora=LoraConfig(rank=2, alpha=4.0), eval_data=held))
+        with pytest.raises(ZeroDivisionError):
+            run.train()
+        assert [line["step"] for line in lines(run.config.out)] == [0]

@@ -25,8 +25,11 @@ class Answered:
     steps: list[int]
 
 
-def answer_all(model: Model, rows: Sequence[Row]) -> list[Answered]:
-    """Answers every row's prompt; the seed of each is its number. A row's answer does not depend on its batch."""
+def answer_all(model: Model, rows: Sequence[Row], max_new_tokens: int = MAX_NEW_TOKENS) -> list[Answered]:
+    """Answers every row's prompt; the seed of each is its number. A row's answer does not depend on its batch.
+
+    An answer ends at the model's last position, if that comes before `max_new_tokens`.
+    """
     groups: dict[tuple[int, int], list[int]] = defaultdict(list)
     for index, row in enumerate(rows):
         groups[len(row.prompt), row.images].append(index)
@@ -36,11 +39,11 @@ def answer_all(model: Model, rows: Sequence[Row]) -> list[Answered]:
             chosen = indices[start : start + ROWS]
             # Always a full batch, so that one compiled program serves all; the last row is repeated.
             filled = chosen + [chosen[-1]] * (ROWS - len(chosen))
-            answers |= zip(chosen, _answer(model, [rows[i] for i in filled], filled), strict=False)
+            answers |= zip(chosen, _answer(model, [rows[i] for i in filled], filled, max_new_tokens), strict=False)
     return [answers[index] for index in range(len(rows))]
 
 
-def _answer(model: Model, rows: Sequence[Row], seeds: Sequence[int]) -> list[Answered]:
+def _answer(model: Model, rows: Sequence[Row], seeds: Sequence[int], most: int) -> list[Answered]:
     images: dict[str, Any] = {}
     if rows[0].images:
         padded = [padded_images(row, model.config) for row in rows]
@@ -49,7 +52,9 @@ def _answer(model: Model, rows: Sequence[Row], seeds: Sequence[int]) -> list[Ans
             "patch_positions": np.concatenate([positions for _, positions in padded]),
         }
     prompts = np.asarray([row.prompt for row in rows])
-    result = model.generate(prompts, max_new_tokens=MAX_NEW_TOKENS, seed=np.asarray(seeds), **images)
+    canvas, positions = model.config.canvas_length, model.config.text.max_position_embeddings
+    room = (positions - prompts.shape[1]) // canvas * canvas
+    result = model.generate(prompts, max_new_tokens=min(most, room), seed=np.asarray(seeds), **images)
     ends = model.generation.eos_token_ids
     return [
         Answered(_up_to_end(tokens, ends), [step for step in steps if step > 0])
