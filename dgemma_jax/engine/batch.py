@@ -1,8 +1,8 @@
 """The requests that are being denoised: one row of one cache for each, on the device.
 
 The batch is as small as its requests allow: 1, 2, 4, ... rows, and of few capacities, for which programs are
-compiled. It is rebuilt, layer by layer, when its rows change places or number, so never more than one layer is there
-twice.
+compiled. It is rebuilt, layer by layer, when it becomes another of these, so never more than one layer is there twice.
+Else a row that its request has left waits for the next one.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Batch:
         self._model = model
         self._budget = budget
         self._apart = apart
-        self._rows: list[_Row] = []  # row i of the cache belongs to the i-th; further rows are idle
+        self._rows: list[_Row | None] = []  # whose each row of the cache is; None: nobody's
         self._cache: kv.Cache | None = None
         self._state: State | None = None
         self._changed = True  # who is in the batch
@@ -86,34 +86,37 @@ class Batch:
         """Adds a request whose prompt is in a cache of one row, which is copied."""
         # Hidden states are always kept: they cost little, and one program serves those who ask for log-probabilities.
         settings = Settings.of(plan.generation, 1, SamplingOptions(logprobs=0))
-        row = _Row(id, plan, plan.length, jax.tree.map(np.asarray, settings), self._pins(()))
-        self._shape([*self._rows, row])
+        self._shape(_Row(id, plan, plan.length, jax.tree.map(np.asarray, settings), self._pins(())))
         self.write(id, cache)
 
     def leave(self, id: int) -> None:
-        """Forgets a request. Its row is given up before the next step."""
-        staying = [row for row in self._rows if row.id != id]
-        if not staying:
-            self._rows, self._cache, self._state, self._changed = [], None, None, True
-        elif len(staying) < len(self._rows):
-            self._shape(staying)
+        """Forgets a request, if it is there."""
+        staying = [None if row is None or row.id == id else row for row in self._rows]
+        if staying == self._rows:
+            return
+        self._rows, self._changed = staying, True
+        if any(staying):
+            self._shape()
+        else:
+            self._rows, self._cache, self._state = [], None, None
 
     def denoise(self, most: int) -> list[Canvas]:
         """Takes at most so many steps, fewer when a canvas is done."""
-        self._grow()
+        self._shape()
         assert self._cache is not None and self._state is not None
         denoised = programs.denoise(
             *self._model.flat, self._cache, self._state, self._device_rows(), np.int32(most), self._apart
         )
         self._state = denoised.state
         done_B, step_B, finite_B, argmax_BL = fetch((*denoised[1:], denoised.state.argmax_BL))
-        if any(row.fresh for row in self._rows):
+        rows = [(i, row) for i, row in enumerate(self._rows) if row is not None]
+        if any(row.fresh for _, row in rows):
             self._begun = True
-            for row in self._rows:
+            for _, row in rows:
                 row.fresh = False
         return [
             Canvas(row.id, np.array(argmax_BL[i]), int(step_B[i]), bool(done_B[i]), bool(finite_B[i]))
-            for i, row in enumerate(self._rows)
+            for i, row in rows
         ]
 
     def logprobs(self, id: int, canvas_L: np.ndarray, tokens: int, likeliest: int) -> tuple[TokenLogprob, ...]:
@@ -131,7 +134,7 @@ class Batch:
 
     def restart(self, id: int, pinned: Sequence[int]) -> None:
         """Begins a row's canvas again, whose first tokens are these."""
-        row = self._rows[self._index(id)]
+        row = self._row(id)
         row.pins_L = self._pins(pinned)
         row.fresh = self._begun = True
 
@@ -142,15 +145,14 @@ class Batch:
 
     def commit(self, canvases: dict[int, np.ndarray]) -> None:
         """Reads finished canvases into their rows' caches, causally, and starts the next ones."""
-        self._grow()
-        rows = self._budget.rows(len(self._rows))
-        if not self._apart and commit_together(len(canvases), rows, jax.default_backend()):
+        self._shape()
+        if not self._apart and commit_together(len(canvases), len(self._rows), jax.default_backend()):
             self.read_at_once(canvases)
         else:
             for id, canvas_L in canvases.items():
                 self._read_alone(id, canvas_L)
         for id, canvas_L in canvases.items():
-            row = self._rows[self._index(id)]
+            row = self._row(id)
             row.length += len(canvas_L)
             row.canvas += 1
             self.restart(id, ())
@@ -176,7 +178,10 @@ class Batch:
         return programs.take(self._cache, np.int32(self._index(id)), self._model.mesh)
 
     def _index(self, id: int) -> int:
-        return next(i for i, row in enumerate(self._rows) if row.id == id)
+        return next(i for i, row in enumerate(self._rows) if row is not None and row.id == id)
+
+    def _row(self, id: int) -> _Row:
+        return next(row for row in self._rows if row is not None and row.id == id)
 
     def write(self, id: int, cache: kv.Cache) -> None:
         """Puts a cache of one row, copied, in the place of a row's own."""
@@ -185,26 +190,24 @@ class Batch:
             cache = self._arranged(cache, [0], self._cache.capacity)
         self._cache = programs.put(self._cache, cache, np.int32(self._index(id)), self._model.mesh)
 
-    def _grow(self) -> None:
-        """Makes room for one more canvas in every row. (A capacity that is no longer needed goes with its request.)"""
-        self._shape(self._rows)
-
-    def _shape(self, rows: Sequence[_Row]) -> None:
-        """Rebuilds the batch for these rows, new ones last, where the present one is not right for them."""
-        budget, config = self._budget, self._model.config
+    def _shape(self, joining: _Row | None = None) -> None:
+        """Rebuilds the batch where it is not the smallest one with room for a further canvas in every row."""
+        budget, places = self._budget, [i for i, row in enumerate(self._rows) if row is not None]
+        rows = [row for row in (*self._rows, joining) if row is not None]
         count = budget.rows(len(rows))
-        capacity = budget.capacity(max(row.length for row in rows) + config.canvas_length)
-        kept = [row for row in rows if row in self._rows]
-        order = [self._rows.index(row) for row in kept]
-        self._changed |= [row.id for row in rows] != [row.id for row in self._rows]
+        capacity = budget.capacity(max(row.length for row in rows) + self._model.config.canvas_length)
         if self._cache is None:
-            self._cache = self._model.empty_cache(count, capacity)
-        elif (len(self._cache.length_B), self._cache.capacity, order) != (count, capacity, list(range(len(kept)))):
-            padded = (order + [0] * count)[:count]
+            self._cache, self._rows = self._model.empty_cache(count, capacity), [None] * count
+        elif (len(self._rows), self._cache.capacity) != (count, capacity):
+            padded = (places + [0] * count)[:count]
             self._cache = self._arranged(self._cache, padded, capacity, consume=True)
             if self._state is not None:
                 self._state = programs.pick(self._state, np.asarray(padded, np.int32), self._model.mesh)
-        self._rows = list(rows)
+            self._rows = ([self._rows[i] for i in places] + [None] * count)[:count]
+            self._changed = True
+        if joining is not None:
+            self._rows[self._rows.index(None)] = joining
+            self._changed = True
         if self._state is None:
             self._state = programs.blank(*self._model.flat, self._device_rows())
 
@@ -214,7 +217,8 @@ class Batch:
 
     def _device_rows(self) -> programs.Rows:
         """What the programs read of the rows. Only what has changed is made anew: all of it takes a millisecond."""
-        padded = self._rows + self._rows[:1] * (self._budget.rows(len(self._rows)) - len(self._rows))
+        some = next(row for row in self._rows if row is not None)
+        padded = [row or some for row in self._rows]  # what stands in a row of nobody is not looked at
         if self._changed:
             self._requests = self._of_requests(padded)
         if self._changed or self._begun:
@@ -236,5 +240,5 @@ class Batch:
         return (
             dataclasses.replace(settings, truncation=truncation),
             jnp.asarray(np.concatenate([row.plan.seed_12 for row in padded])),
-            jnp.asarray(np.arange(len(padded)) < len(self._rows)),
+            jnp.asarray(np.asarray([row is not None for row in self._rows])),
         )

@@ -116,6 +116,34 @@ def test_what_was_read_together_serves_a_prompt_that_comes_alone_only_where_roun
     fresh.close()
 
 
+def test_a_row_that_a_request_left_is_taken_by_the_next_while_the_others_stay_where_they_are(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone in the middle of a batch of four; no cache is copied, and nothing of the one before is left."""
+    moved: list[bool] = []
+    arrange = programs.arrange
+    monkeypatch.setattr(programs, "arrange", lambda *a, **named: moved.append(named["consume"]) or arrange(*a, **named))
+    endless = dataclasses.replace(SETTINGS, eos_token_ids=())
+    wanted = [
+        Request(tokens=tuple(range(6, 12 + n)), max_new_tokens=tokens, seed=n, generation=endless)
+        for n, tokens in enumerate((40, 8, 40, 40, 16))
+    ]
+    engine, answers, later = Engine(model, slots=4, steps=1), {}, []
+    for one in wanted[:4]:
+        answers[engine.submit(one)] = Answer()
+    while engine.busy:
+        for id, event in engine.step():
+            answers[id] = answers[id].after(event)
+            if isinstance(event, Finished) and not later:
+                del moved[:]
+                later.append(engine.submit(wanted[4]))
+                answers[later[0]] = Answer()
+            elif later == [id] and isinstance(event, Prefilled):
+                assert not any(moved)
+    engine.close()
+    assert plain(list(answers.values())) == [alone(model, one) for one in wanted]
+
+
 def test_the_engine_answers_as_the_plain_path_does(model: Model) -> None:
     wanted = requests(12, seed=1)
     expected = [alone(model, one) for one in wanted]
