@@ -4,7 +4,7 @@ The test counts between pairs of numbers, and names spans of letters and multipl
 where there is too little to choose from (tables, days, months), it asks in wordings that training never uses.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from random import Random
@@ -20,6 +20,8 @@ FAMILY = "lists"
 STEP_WORDS = {2: "twos", 3: "threes", 4: "fours", 5: "fives", 10: "tens"}
 STEPS = {1: ("",)} | {step: (f" by {w}", f" in {w}", f" in steps of {step}") for step, w in STEP_WORDS.items()}
 LAST = {1: 60, 2: 100, 5: 100, 10: 100}
+TRAINED_LAST = LAST | {1: 99}
+"""Training counts further: spans that it sees seldom are not learned by heart."""
 FEWEST, MOST = 12, 45
 PRACTICE = 0.5
 """How often training asks for fewer numbers than the test, of more steps and further up: a few tokens say as much
@@ -83,7 +85,7 @@ def _listed(rng: Random, what: str) -> str:
     return _ordered(rng, f"{rng.choice(LISTING)} {what}")
 
 
-def _span(rng: Random, step: int) -> tuple[int, int]:
+def _span(rng: Random, step: int, lasts: Mapping[int, int] = LAST) -> tuple[int, int]:
     """Two multiples of the step (any numbers for 1 and 2) with a long list between; sometimes a short one from one."""
     if step == 1 and rng.random() < 0.12:
         return 1, rng.randrange(5, 31)
@@ -91,7 +93,7 @@ def _span(rng: Random, step: int) -> tuple[int, int]:
         low = step * rng.randrange(1, 90 // step // 2)
         return low, step * rng.randrange(low // step + 3, 100 // step + 1)
     count = rng.randint(FEWEST, MOST if step == 1 else 30)
-    low = step if rng.random() < 0.15 else rng.randrange(1, LAST[step] - step * (count - 1) + 1)
+    low = step if rng.random() < 0.15 else rng.randrange(1, lasts[step] - step * (count - 1) + 1)
     return low, low + step * (count - 1)
 
 
@@ -114,7 +116,7 @@ def _practice_counting(rng: Random) -> Task:
         step = rng.choices((1, 2, 3, 4, 5, 10), weights=(42, 14, 5, 5, 20, 14))[0]
         return _count(rng, step, *_practice_span(rng, step))
     step = rng.choices((1, 2), weights=(82, 18))[0]
-    return _count(rng, step, *_span(rng, step))
+    return _count(rng, step, *_span(rng, step, TRAINED_LAST))
 
 
 def _count(rng: Random, step: int, low: int, high: int) -> Task:
@@ -176,7 +178,7 @@ def _named(rng: Random) -> Task:
 
 _KINDS: dict[Split, dict[Callable[[Random], Task], int]] = {
     "test": {_counting: 52, _letters: 14, _table: 20, _multiples: 6, _named: 8},
-    "train": {_practice_counting: 58, _letters: 16, _table: 9, partial(_multiples, most=20): 12, _named: 5},
+    "train": {_practice_counting: 58, _letters: 16, _table: 9, partial(_multiples, most=30): 12, _named: 5},
 }
 
 
