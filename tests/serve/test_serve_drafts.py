@@ -33,7 +33,8 @@ async def chunks_of(client: TestClient, body: dict[str, Any], engine: FakeEngine
     async for line in response.content:
         if line.startswith(b"data: {"):
             chunks.append(json.loads(line.removeprefix(b"data: ")))
-            if chunks[-1].get("diffusion", {}).get("step") == 2:
+            shown = chunks[-1].get("diffusion", {})
+            if shown.get("step") == 2 and shown["canvas"] > 0:  # the first canvas is never held
                 engine.release.set()
     return chunks
 
