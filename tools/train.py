@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return options.run(options)
     except ImportError as error:
-        print(f"train: {error}; install the extra, in the clone: pip install '.[train]'", file=sys.stderr)
+        print(f"train: {error}; install the extra, in the clone: pip install -e '.[train]'", file=sys.stderr)
         return 2
     except (ValueError, OSError) as error:
         print(f"train: {error}", file=sys.stderr)

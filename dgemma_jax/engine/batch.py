@@ -181,7 +181,9 @@ class Batch:
         return next(i for i, row in enumerate(self._rows) if row is not None and row.id == id)
 
     def _row(self, id: int) -> _Row:
-        return next(row for row in self._rows if row is not None and row.id == id)
+        row = self._rows[self._index(id)]
+        assert row is not None
+        return row
 
     def write(self, id: int, cache: kv.Cache) -> None:
         """Puts a cache of one row, copied, in the place of a row's own."""

@@ -169,7 +169,10 @@ class Engine:
             self._listeners.pop(id, None)
 
     def step(self) -> Events:
-        """One unit of work, and what happened: pairs of id and event. For engines without a thread."""
+        """One unit of work, and what happened: pairs of id and event. For engines without a thread.
+
+        An interrupt (Ctrl-C) in the middle of it ends the engine: what it was about is not known any more.
+        """
         if self._thread is not None:
             raise RuntimeError("this engine has a thread, which takes its steps")
         return self._core.step()
