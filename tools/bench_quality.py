@@ -24,10 +24,10 @@ from dgemma_jax.training.rows import Row
 from tools.bench_report import machine, printing
 from tools.options import positive
 from tools.paths import DEMO
+from tools.train_eval import SEED
 
 KINDS: tuple[Kind | None, ...] = (None, "int8", "int4")
 FULL = "full"
-SEED = 1  # of the questions, as `tools.train eval` draws them
 
 
 def add_command(commands: Any) -> None:
