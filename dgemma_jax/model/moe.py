@@ -45,7 +45,8 @@ BACKENDS: dict[str, ExpertFunction] = {
 def choose_backend(config: TextConfig, platform: str, *, quantized: bool = False) -> str:
     """The backend for a device ("cpu", "gpu", ...): all experts unless that costs much more than the chosen ones.
 
-    On an H200 a layer of the 26B takes 0.52 ms with buckets and 0.59 with blocks; quantised, 3.0 and 0.47.
+    Blocks on a GPU wherever they can be cut. Buckets read weights of one canvas as fast, but the host waits for the
+    choice of every layer's capacity, and tokens are gathered into room for the busiest expert.
     """
     if config.num_experts <= 4 * config.top_k_experts:
         return "all_experts"
@@ -53,7 +54,7 @@ def choose_backend(config: TextConfig, platform: str, *, quantized: bool = False
         return "expert_blocks"
     if platform == "tpu" and not quantized:
         return "gmm"
-    blocks = platform == "gpu" and quantized and supports(config.moe_intermediate_size, config.hidden_size)
+    blocks = platform == "gpu" and supports(config.moe_intermediate_size, config.hidden_size)
     return "grouped_blocks" if blocks else "capacity_buckets"
 
 

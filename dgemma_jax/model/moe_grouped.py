@@ -27,14 +27,20 @@ from dgemma_jax.model.mlp import gelu
 from dgemma_jax.model.quantized import FP8_UNIT, OFFSET, Quantized, fp8_by_bits
 from dgemma_jax.model.router import Routing
 
-BLOCK_ROWS = 32
-"""Rows of a block. The experts of one canvas of the 26B have 16 rows each on average."""
-LARGE_BLOCK_ROWS = 64
-"""Of batches whose experts have more rows than that on average: the weights are then read less often."""
-OUTPUTS, INPUTS = 64, 128
-"""Of a weight, the outputs that one program makes, and the inputs that it reads at a time."""
-WARPS, STAGES = 4, 3
-"""Threads of a program, in 32, and tiles that are being read at a time. Measured on an H200: docs/performance.md."""
+
+class Cut(NamedTuple):
+    """What one program of a kernel works on: rows of a block, outputs of a weight, and inputs read at a time."""
+
+    rows: int
+    outputs: int
+    inputs: int
+
+
+FEW, MANY = Cut(32, 64, 128), Cut(64, 128, 64)
+"""For batches whose experts have at most 32 rows on average, and more. The experts of one canvas of the 26B have 16.
+Weights are read less often where a block has more rows. Measured on an H200: docs/performance.md."""
+OUTPUTS_OF_WARP, STAGES = 16, {128: 3, 64: 4}
+"""Outputs to every 32 threads, and how many tiles of so many inputs are being read at a time."""
 LEAST = 16
 """Of what a tensor core multiplies, in each direction."""
 
@@ -67,24 +73,29 @@ class Blocks(NamedTuple):
 
 
 def _blocks(routing: Routing, E: int) -> Blocks:
-    """Cuts the choices into blocks, by comparisons of all with all: each is one kernel, where a sort is several."""
+    """Cuts the choices into blocks, by comparisons and a product: each is one kernel, where a sort is several."""
     A, X = routing.expert_AX.shape
     # Over all experts, of which a device may have some: then it has as many of the choices.
     mean = A * X / routing.probability_AE.shape[1]
-    rows = BLOCK_ROWS if mean <= BLOCK_ROWS else LARGE_BLOCK_ROWS
+    rows = (FEW if mean <= FEW.rows else MANY).rows
     most = A * X // rows + min(E, A * X)
     expert_Z = routing.expert_AX.reshape(-1)
-    index_Z, index_E = jnp.arange(A * X), jnp.arange(E)
-    same_ZZ = (expert_Z[:, None] == expert_Z[None]) & (index_Z[None] < index_Z[:, None])
-    rank_Z = jnp.sum(same_ZZ, axis=1, dtype=jnp.int32)
-    count_E = jnp.sum(expert_Z[None] == index_E[:, None], axis=1, dtype=jnp.int32)
+    index_A, index_E = jnp.arange(A), jnp.arange(E)
+    # A token picks an expert once: a choice's rank is the number of earlier tokens that picked it too.
+    picks_AE = jnp.any(routing.expert_AX[..., None] == index_E[None, None], axis=1)
+    earlier_AA = (index_A[None] < index_A[:, None]).astype(jnp.bfloat16)
+    rank_AE = jnp.einsum("ab,be->ae", earlier_AA, picks_AE.astype(jnp.bfloat16), preferred_element_type=jnp.float32)
+    rank_AX = jnp.take_along_axis(rank_AE, routing.expert_AX, axis=1, mode="clip").astype(jnp.int32)
+    count_E = jnp.sum(picks_AE, axis=0, dtype=jnp.int32)
     blocks_E = (count_E + rows - 1) // rows
     end_E = jnp.sum(jnp.where(index_E[None] <= index_E[:, None], blocks_E[None], 0), axis=1, dtype=jnp.int32)
     expert_J = jnp.sum(end_E[None] <= jnp.arange(most)[:, None], axis=1, dtype=jnp.int32)
     first_Z = jnp.take(end_E - blocks_E, expert_Z, mode="fill", fill_value=most)
-    row_Z = first_Z * rows + rank_Z
-    token_Z = jnp.full(most * rows, A, jnp.int32).at[row_Z].set(index_Z // X, mode="drop", unique_indices=True)
-    return Blocks(token_Z, expert_J, row_Z.reshape(A, X))
+    row_Z = first_Z * rows + rank_AX.reshape(-1)
+    token_Z = jnp.full(most * rows, A, jnp.int32)
+    token_Z = token_Z.at[row_Z].set(jnp.arange(A * X) // X, mode="drop", unique_indices=True)
+    # Once: XLA would find the rows again for every number that is gathered by them.
+    return jax.lax.optimization_barrier(Blocks(token_Z, expert_J, row_Z.reshape(A, X)))
 
 
 def supports(hidden: int, width: int) -> bool:
@@ -96,17 +107,19 @@ def _run(x_ZK: jax.Array, row_Z: jax.Array, expert_J: jax.Array, weight: Any, *,
     """One product over all blocks: the rows `row_Z` of `x` with the weights of their experts: [J * R, N]."""
     E, Y, K = weight.shape
     N, J = Y // 2 if gated else Y, len(expert_J)
+    rows = len(row_Z) // J
+    cut = FEW if rows == FEW.rows else MANY
     # Tiles that are being read lie in shared memory together: of float32 half as many inputs.
-    outputs, inputs = math.gcd(N, OUTPUTS), math.gcd(K, INPUTS * 2 // x_ZK.dtype.itemsize)
+    outputs, inputs = math.gcd(N, cut.outputs), math.gcd(K, cut.inputs * 2 // x_ZK.dtype.itemsize)
     if min(outputs, inputs) < LEAST:
         raise ValueError(f"grouped_blocks needs multiples of {LEAST}, found a matrix of {N} outputs and {K} inputs")
-    tiling = Tiling(E, J, len(row_Z) // J, outputs, inputs, K, N, len(x_ZK), gated)
+    tiling = Tiling(E, J, rows, outputs, inputs, K, N, len(x_ZK), gated)
     arrays, times = _parts(weight)
     call = pl.pallas_call(
         functools.partial(_kernel, tiling, times),
         out_shape=jax.ShapeDtypeStruct((len(row_Z), N), x_ZK.dtype),
         grid=(J * (N // outputs),),
-        compiler_params=plt.CompilerParams(num_warps=WARPS, num_stages=STAGES),
+        compiler_params=plt.CompilerParams(num_warps=outputs // OUTPUTS_OF_WARP, num_stages=STAGES.get(inputs, 3)),
         interpret=_interpreted(),
         name="experts",
     )

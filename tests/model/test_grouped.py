@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh
+from abstract_gpu import h200
 from tolerances import ROUNDING
 
 from dgemma_jax.config import DIFFUSION_GEMMA_26B_A4B
@@ -73,7 +72,7 @@ def test_choices_of_experts_elsewhere_count_for_nothing() -> None:
 
 def test_the_rows_of_a_block_are_those_of_the_mean_expert_wherever_it_is() -> None:
     """At most 32 rows an expert on average, over all devices."""
-    for tokens, rows in ((96, moe_grouped.BLOCK_ROWS), (97, moe_grouped.LARGE_BLOCK_ROWS)):
+    for tokens, rows in ((96, moe_grouped.FEW.rows), (97, moe_grouped.MANY.rows)):
         routing = crowded(tokens)
         for local, experts in ((routing, E), (first_half(routing), E // 2)):
             blocks = moe_grouped._blocks(local, experts)
@@ -148,13 +147,7 @@ def test_on_a_gpu_buckets_leave_crowded_experts_to_the_kernels(
 def a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A GPU to lower for, which newer versions of JAX want to know."""
     monkeypatch.setattr(moe_grouped, "_interpreted", lambda: False)
-    device = getattr(jax.sharding, "AbstractDevice", None)
-    if device is None:
-        context = nullcontext()
-    else:
-        described = device("NVIDIA H200", 132, "gpu")
-        context = jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=described))
-    with context:
+    with h200():
         yield
 
 
