@@ -1,4 +1,4 @@
-"""The vocabulary pass in one sweep over tiles of the embedding: the logits of a canvas never exist.
+"""The vocabulary pass in one sweep over tiles of the embedding: of the logits those of one tile exist at a time.
 
     tile of the embedding -> logits of the tile -> running maximum, sum, entropy, argmax, expected embedding
                                                 -> sums of small groups of tokens, from which the draw is made
@@ -26,8 +26,10 @@ from dgemma_jax.sampling.truncation import Truncation
 
 TILES = {"cpu": 4096}
 LARGE_TILE = 65536
-"""Tokens in a tile. On a CPU its logits and weights should stay in the cache; on an H200 the large one takes half as
-long as 4096, whose products are too small."""
+MOST_LOGITS = 2**28
+"""Tokens in a tile. On a CPU its logits and weights should stay in the cache. A GPU takes all tokens as one while there
+are no more logits than that, a gigabyte of float32, else as many as that, but never less than the large one: it copies
+every tile that is not the whole, and products with small ones are slow."""
 GROUP = 32
 """Tokens in a group of the draw."""
 
@@ -170,19 +172,20 @@ def sweep(text: Vocabulary, x_AD: jax.Array, temperature_A1: jax.Array, goes_on_
     def add(sums: Sums, tile: jax.Array) -> tuple[Sums, Groups]:
         return _add_tile(text, x_AD, temperature_A1, goes_on_A, sums, tile)
 
-    return jax.lax.scan(add, start, jnp.arange(-(-V // _tile_size(V)), dtype=jnp.int32))
+    return jax.lax.scan(add, start, jnp.arange(-(-V // _tile_size(A, V)), dtype=jnp.int32))
 
 
-def _tile_size(V: int) -> int:
+def _tile_size(A: int, V: int) -> int:
     """Of small vocabularies the whole, in full groups where there are that many tokens."""
-    return min(TILES.get(jax.default_backend(), LARGE_TILE), max(V // GROUP * GROUP, 1))
+    large = max(MOST_LOGITS // A // GROUP * GROUP, LARGE_TILE)
+    return min(TILES.get(jax.default_backend(), large), max(V // GROUP * GROUP, 1))
 
 
 def _add_tile(
     text: Vocabulary, x_AD: jax.Array, temperature_A1: jax.Array, goes_on_A: jax.Array, sums: Sums, tile: jax.Array
 ) -> tuple[Sums, Groups]:
     V = text.config.vocab_size
-    size = _tile_size(V)
+    size = _tile_size(len(x_AD), V)
     # The last tile is a whole one too: it reaches back, and what the one before has counted is masked.
     first = jnp.minimum(tile * size, V - size)
     embedding_YD = slice_axis(text.embedding_VD[...], first, size)
@@ -245,7 +248,7 @@ def draw_swept(
 ) -> jax.Array:
     """The token at which the cumulative probability passes the uniform number."""
     V = text.config.vocab_size
-    size = _tile_size(V)
+    size = _tile_size(len(x_AD), V)
     group = min(GROUP, size)
     scale_NA1 = jnp.exp(groups.max_A - max_A[None])[..., None]
     weight_AZ = jnp.moveaxis(groups.sum_AZ * scale_NA1, 0, 1).reshape(len(x_AD), -1)

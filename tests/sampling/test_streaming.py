@@ -285,6 +285,15 @@ def test_no_logits_of_the_whole_vocabulary_exist() -> None:
     assert "[48,65536]" not in module.as_text() and "[1,48,65536]" not in module.as_text()
 
 
+def test_a_gpu_takes_the_vocabulary_whole_while_its_logits_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles are copied there; of many canvases the logits of all tokens would not fit beside the weights."""
+    V = 262144
+    assert streaming._tile_size(256, V) == streaming.TILES["cpu"]
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert [streaming._tile_size(256 * canvases, V) for canvases in (1, 4, 8, 64)] == [V, V, V // 2, 65536]
+    assert streaming._tile_size(1, 1000) == 992
+
+
 def test_all_but_tiny_vocabularies_are_streamed() -> None:
     small = reading.model("text_only").config.text
     assert choose_head(small) == "materialised"
