@@ -25,6 +25,10 @@ from dgemma_jax.sampling.logprobs import Logprobs, logprobs
 from dgemma_jax.sampling.settings import Settings
 from dgemma_jax.sharding import everywhere, pin_cache
 
+OVERLAPPED = {"xla_gpu_command_buffer_scheduling_mode": "CONCURRENT"}
+"""How steps are compiled: on a GPU kernels that need not wait for each other run beside each other, as those of the
+dense MLP beside the experts', which wait for memory. Other devices ignore the option."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Structure:
@@ -110,7 +114,7 @@ class Denoised(NamedTuple):
     logprobs: Logprobs | None = None
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0, compiler_options=OVERLAPPED)
 def denoise_canvas(
     structure: Structure,
     numbers: list[jax.Array],
@@ -129,7 +133,7 @@ def denoise_canvas(
     return everywhere(Denoised(state.argmax_BL, state.step_B, scored), model.text.mesh)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0, compiler_options=OVERLAPPED)
 def denoise_step(
     structure: Structure, numbers: list[jax.Array], cache: kv.Cache, state: loop.State, settings: Settings, draws: Draws
 ) -> loop.State:

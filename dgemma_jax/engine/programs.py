@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dgemma_jax import cache as kv
-from dgemma_jax.compiled import Structure
+from dgemma_jax.compiled import OVERLAPPED, Structure
 from dgemma_jax.config import SLIDING, ModelConfig
 from dgemma_jax.model.attention import KeyValue
 from dgemma_jax.model.diffusion_gemma import DiffusionGemma
@@ -51,7 +51,7 @@ class Denoised(NamedTuple):
     finite_B: jax.Array
 
 
-@functools.partial(jax.jit, static_argnums=(0, 6), donate_argnums=3)
+@functools.partial(jax.jit, static_argnums=(0, 6), donate_argnums=3, compiler_options=OVERLAPPED)
 def denoise(
     structure: Structure,
     numbers: list[jax.Array],

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dgemma_jax.model.parameter import einsum, weight
+from dgemma_jax.model.parameter import apart, einsum, weight
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -23,5 +23,5 @@ class GatedMLP(nnx.Module):
         self.down_DF = weight(rngs, dtype, embed=width, mlp=hidden)
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        gate_BTF = gelu(einsum("btd,fd->btf", x_BTD, self.gate_FD[...]))
-        return einsum("btf,df->btd", gate_BTF * einsum("btd,fd->btf", x_BTD, self.up_FD[...]), self.down_DF[...])
+        gate_BTF, up_BTF = (apart("btd,fd->btf", x_BTD, part[...]) for part in (self.gate_FD, self.up_FD))
+        return einsum("btf,df->btd", gelu(gate_BTF) * up_BTF, self.down_DF[...])
