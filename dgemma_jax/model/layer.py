@@ -10,13 +10,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dgemma_jax.config import LayerType, TextConfig
-from dgemma_jax.model.attention import Attention, KeyValue, Segment
+from dgemma_jax.model.attention import KeyValue, Segment
 from dgemma_jax.model.mlp import GatedMLP
 from dgemma_jax.model.moe import Experts
 from dgemma_jax.model.norms import RMSNorm
 from dgemma_jax.model.parameter import constant
 from dgemma_jax.model.rope import Rotation
 from dgemma_jax.model.router import Router, Routing
+from dgemma_jax.model.self_attention import Attention
 
 Mode = Literal["encoder", "decoder"]
 

@@ -1,0 +1,136 @@
+"""Attention of a canvas as one kernel on NVIDIA GPUs: its scores and weights never leave the registers.
+
+    queries of one key head, a tile at a time -> the canvas's own keys -> cached keys, as far as they are filled -> out
+
+The softmax is merged block by block, as in FlashAttention-2 (arXiv 2307.08691). The order of a row's sums depends on
+nothing but its own sizes. Written in Pallas (https://docs.jax.dev/en/latest/pallas) for its Triton backend; elsewhere
+it can be interpreted. Its plain twin is `attention.attend`.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plt
+
+from dgemma_jax.model.attention import MASKED, Segment
+
+QUERIES = 64
+"""Pairs of token and head of one program; they share a key head."""
+KEYS = (64, 32)
+PROCESSORS = 132
+"""Keys that are scored at a time: the first where no processor has more than one program, else so few that two fit."""
+WARPS, STAGES = 4, 2
+"""Threads of a program, in 32, and blocks of keys that are being read at a time. Measured on an H200:
+docs/performance.md."""
+LARGEST_HEAD = 256
+"""Of a larger head the queries, keys, values and sums of a program do not fit a processor's memory."""
+CAPABILITIES = ("9.", "10.")
+"""Of CUDA devices those whose processors have the memory for it, 227 KB: Hopper and data-centre Blackwell."""
+
+
+def fits(q_BTHC: jax.Array, segments: list[Segment]) -> bool:
+    """Whether this is a canvas over a cache, of sizes that the kernel can cut into tiles, on a device that runs it."""
+    return _on_large_gpu() and q_BTHC.dtype == jnp.bfloat16 and _divides(q_BTHC, segments)
+
+
+def _on_large_gpu() -> bool:
+    capability = getattr(jax.devices()[0], "compute_capability", None)
+    return jax.default_backend() == "gpu" and str(capability).startswith(CAPABILITIES)
+
+
+def _divides(q_BTHC: jax.Array, segments: list[Segment]) -> bool:
+    if len(segments) != 2 or segments[1].mask_BTS is not None:
+        return False
+    past, (_, T, H, C) = segments[0], q_BTHC.shape
+    _, K, S, _ = past.key_value.key_BKSC.shape
+    alike = past.mask_BTS is not None and past.mask_BTS.shape[1] == 1
+    whole = (T * H // K) % QUERIES == T % max(KEYS) == S % max(KEYS) == 0
+    return alike and whole and 16 <= C <= LARGEST_HEAD and C.bit_count() == 1
+
+
+def attend_canvas(q_BTHC: jax.Array, segments: list[Segment]) -> jax.Array:
+    """As `attention.attend`, over a cache whose keys every query sees alike and the canvas's own keys, all of them."""
+    past, own = segments
+    (B, T, H, C), (K, S) = q_BTHC.shape, past.key_value.key_BKSC.shape[1:3]
+    assert past.mask_BTS is not None
+    used_1 = jnp.reshape(jnp.asarray(S if past.used is None else past.used, jnp.int32), 1)
+    grid = (B * K, T * (H // K) // QUERIES)
+    keys = KEYS[grid[0] * grid[1] > PROCESSORS]
+    call = pl.pallas_call(
+        functools.partial(_kernel, Sizes(T, H // K, K, C, keys)),
+        out_shape=jax.ShapeDtypeStruct(q_BTHC.shape, q_BTHC.dtype),
+        grid=grid,
+        compiler_params=plt.CompilerParams(num_warps=WARPS, num_stages=STAGES),
+        interpret=jax.default_backend() != "gpu",
+        name="canvas_attention",
+    )
+    return call(used_1, past.mask_BTS[:, 0].astype(jnp.int8), q_BTHC, *own.key_value, *past.key_value)
+
+
+class Sizes(NamedTuple):
+    """Tokens of a canvas, query heads to a key head, key heads, the size of a head, and keys scored at a time."""
+
+    T: int
+    G: int
+    K: int
+    C: int
+    keys: int
+
+
+class _Running(NamedTuple):
+    """The softmax over the keys so far, not yet divided: maximum, sum of exponentials, weighted values."""
+
+    max_R: jax.Array
+    total_R: jax.Array
+    out_RC: jax.Array
+
+
+def _kernel(
+    sizes: Sizes, used_ref: Any, mask_ref: Any, q_ref: Any, key_ref: Any, value_ref: Any, *past_refs_and_out: Any
+) -> None:
+    """One tile of the queries of one key head."""
+    past_key_ref, past_value_ref, out_ref = past_refs_and_out
+    row, head = pl.program_id(0) // sizes.K, pl.program_id(0) % sizes.K
+    query_R = pl.program_id(1) * QUERIES + jnp.arange(QUERIES, dtype=jnp.int32)
+    token_R, head_R = query_R // sizes.G, head * sizes.G + query_R % sizes.G
+    column_C = jnp.arange(sizes.C, dtype=jnp.int32)
+    place = (row, token_R[:, None], head_R[:, None], column_C[None])
+    q_RC = plt.load(q_ref.at[place])
+
+    def among(block: jax.Array, running: _Running) -> _Running:
+        keys = (row, head, pl.ds(block * sizes.keys, sizes.keys))
+        return _add(running, q_RC, plt.load(key_ref.at[keys]), plt.load(value_ref.at[keys]), None)
+
+    def before(block: jax.Array, running: _Running) -> _Running:
+        keys = (row, head, pl.ds(block * sizes.keys, sizes.keys))
+        seen_S = plt.load(mask_ref.at[row, pl.ds(block * sizes.keys, sizes.keys)]) != 0
+        return _add(running, q_RC, plt.load(past_key_ref.at[keys]), plt.load(past_value_ref.at[keys]), seen_S)
+
+    least_R = jnp.full(QUERIES, MASKED, jnp.float32)
+    start = _Running(least_R, jnp.zeros(QUERIES, jnp.float32), jnp.zeros((QUERIES, sizes.C), jnp.float32))
+    # A canvas sees itself, so that whatever of the cache is masked adds exactly nothing after that.
+    running = jax.lax.fori_loop(0, sizes.T // sizes.keys, among, start)
+    filled = (used_ref[0] + sizes.keys - 1) // sizes.keys
+    running = jax.lax.fori_loop(0, filled, before, running)
+    plt.store(out_ref.at[place], (running.out_RC / running.total_R[:, None]).astype(out_ref.dtype))
+
+
+def _add(
+    running: _Running, q_RC: jax.Array, key_SC: jax.Array, value_SC: jax.Array, seen_S: jax.Array | None
+) -> _Running:
+    score_RS = plt.dot(q_RC, key_SC.T)
+    if seen_S is not None:
+        score_RS = jnp.where(seen_S[None], score_RS, MASKED)
+    max_R = jnp.maximum(running.max_R, jnp.max(score_RS, axis=1))
+    scale_R = jnp.exp(running.max_R - max_R)
+    weight_RS = jnp.exp(score_RS - max_R[:, None])
+    return _Running(
+        max_R,
+        running.total_R * scale_R + jnp.sum(weight_RS, axis=1),
+        running.out_RC * scale_R[:, None] + plt.dot(weight_RS.astype(value_SC.dtype), value_SC),
+    )
