@@ -3,6 +3,7 @@
 python -m tools.bench step --against transformers     a denoising step beside transformers' on the same weights
 python -m tools.bench moe | head | prefill            parts of a pass, their backends in turn
 python -m tools.bench load --checkpoint DIR           loading and compiling
+python -m tools.bench all --out DIR                   step, moe, head and prefill, of several sizes and weights
 python -m tools.bench quality                         answers and logits of quantised weights against full ones
 python -m tools.bench serve                           a running server under the load of many clients
 
@@ -14,9 +15,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from tools import bench_head, bench_load, bench_moe, bench_prefill, bench_quality, bench_serve, bench_step
+from tools import bench_all, bench_head, bench_load, bench_moe, bench_prefill, bench_quality, bench_serve, bench_step
 
-PARTS = (bench_step, bench_moe, bench_head, bench_prefill, bench_load, bench_quality, bench_serve)
+PARTS = (bench_all, bench_step, bench_moe, bench_head, bench_prefill, bench_load, bench_quality, bench_serve)
 """A command each: a module with `add_command`, which sets `run`."""
 
 

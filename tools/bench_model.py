@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -111,8 +114,35 @@ def choice_in(model: dgemma_jax.Model) -> Choice:
     return Choice(experts.backend, text.head, quantize)
 
 
+_models: dict[Any, dgemma_jax.Model] | None = None
+_one_at_a_time = threading.Lock()
+
+
+@contextlib.contextmanager
+def shared() -> Iterator[None]:
+    """Within it the same model is made once, whatever benchmarks ask for it, and kept to the end."""
+    global _models
+    _models = {}
+    try:
+        yield
+    finally:
+        _models = None
+
+
 def model_of(options: argparse.Namespace) -> dgemma_jax.Model:
     """The model, on its devices. Raises ValueError for a skew that cannot be."""
+    which = ("checkpoint", "config", "preset", "dtype", "moe_backend", "head", "quantize", "skew", "mesh", "seed")
+    key = tuple(getattr(options, name) for name in which)
+    with _one_at_a_time:
+        if _models is None or key not in _models:
+            made = _made(options)
+            if _models is None:
+                return made
+            _models[key] = made
+        return _models[key]
+
+
+def _made(options: argparse.Namespace) -> dgemma_jax.Model:
     if options.checkpoint:
         if options.skew != 1:
             raise ValueError("--skew is of random weights: a checkpoint routes as it does")
