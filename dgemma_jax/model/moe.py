@@ -4,9 +4,10 @@
                       flow, differentiable; E/X times the useful arithmetic. The plain twin of the others. See
                       `moe_all.py`.
     expert_blocks     a loop over blocks of rows that share one expert; for CPUs. See `moe_blocks.py`.
-    capacity_buckets  a batched product with room for the busiest expert; for GPUs. See `moe_buckets.py`.
     grouped_blocks    two kernels that read each expert's weights once, quantised ones as they lie; for NVIDIA GPUs.
                       See `moe_grouped.py`.
+    capacity_buckets  a batched product with room for the busiest expert; for GPUs where blocks cannot be cut, and for
+                      quantised weights on TPUs. See `moe_buckets.py`.
     gmm               JAX's grouped kernel; for TPUs. See `moe_gmm.py`.
     ragged_dot        only by name, where the compiler has a grouped kernel. See `moe_ragged.py`.
 
