@@ -86,9 +86,10 @@ class Trainer:
         """One batch. The noise depends on the seed and the number of the batch alone."""
         if self.mesh is not None:
             batch = by_row(batch, self.mesh)
-        # Two programs: the update is compiled once, however many shapes of batches there are.
+        # Two programs: the update is compiled once, however many shapes of batches there are. The key is an argument:
+        # as a constant of the program it would have every new seed compile all of them anew.
         trained, step = self._leaves[: self._trained], self._leaves[-1]
-        gradients, metrics = self._gradients(trained, self._frozen_leaves, batch, step, objective)
+        gradients, metrics = self._gradients(trained, self._frozen_leaves, batch, self.key, step, objective)
         self._leaves = self._update(self._leaves, gradients)
         return metrics
 
@@ -108,12 +109,13 @@ class Trainer:
     def _losses(self, trained: Any, frozen: nnx.State, batch: Batch, key: jax.Array, objective: Objective) -> Metrics:
         return self._loss(trained, frozen, batch, key, objective)[1]
 
-    @functools.partial(jax.jit, static_argnums=(0, 5))
+    @functools.partial(jax.jit, static_argnums=(0, 6))
     def _gradients(
         self,
         trained: list[jax.Array],
         frozen: list[jax.Array],
         batch: Batch,
+        seed: jax.Array,
         step: jax.Array,
         objective: Objective,
     ) -> tuple[list[jax.Array], Metrics]:
@@ -121,7 +123,7 @@ class Trainer:
         fixed = jax.tree.unflatten(self._frozen_structure, frozen)
 
         def objective_of(trained: Any) -> tuple[jax.Array, Metrics]:
-            return self._loss(trained, fixed, batch, jax.random.fold_in(self.key, step), objective)
+            return self._loss(trained, fixed, batch, jax.random.fold_in(seed, step), objective)
 
         gradients, metrics = jax.grad(objective_of, has_aux=True)(start)
         return jax.tree.leaves(gradients), metrics
