@@ -193,7 +193,10 @@ def test_system_prompts_are_obeyed_in_the_wanted_shares() -> None:
                 assert re.search("[a-z]|[0-9] =", answer)
                 kinds["plain"] += 1
         shares = {kind: count / 2000 for kind, count in kinds.items()}
-        assert shares == pytest.approx({"upper": 0.3, "word": 0.3, "language": 0.2, "plain": 0.2}, abs=0.03)
+        wanted = {"upper": 0.3, "word": 0.3, "language": 0.2, "plain": 0.2}
+        if split == "train":  # what takes longest to learn comes most often
+            wanted = {"upper": 0.55, "word": 0.18, "language": 0.15, "plain": 0.12}
+        assert shares == pytest.approx(wanted, abs=0.03)
 
 
 def test_holding_out_is_a_fixed_property_of_the_text_at_about_the_asked_rate() -> None:

@@ -198,6 +198,17 @@ def test_counting_goes_from_the_first_to_the_last_number_in_even_steps() -> None
     assert counted > 200
 
 
+def test_training_counts_in_more_steps_and_further_than_the_test() -> None:
+    def counts(split: Split) -> list[tuple[int, int]]:
+        answers = [answer(example) for example in drawn(lists, split, 3000)]
+        found = [list(map(int, text.split())) for text in answers if re.match(r"\d+ \d+", text)]
+        return [(abs(numbers[1] - numbers[0]), max(numbers)) for numbers in found]
+
+    assert {step for step, _ in counts("test")} == {1, 2, 5, 10}
+    assert len({step for step, _ in counts("train")}) == len(lists.PRACTICE_STEPS)
+    assert max(last for _, last in counts("test")) <= 100 < 900 < max(last for _, last in counts("train"))
+
+
 def test_tables_and_multiples_are_true() -> None:
     for example in both(lists):
         if "=" in answer(example):

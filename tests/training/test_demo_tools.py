@@ -133,6 +133,20 @@ def test_a_tool_that_is_not_meant_often_has_a_name_that_is_only_similar() -> Non
     assert similar > 50
 
 
+def test_training_copies_words_and_numbers_of_more_forms_than_the_test() -> None:
+    def values(split: Split, kind: type) -> list[Any]:
+        made = [made for example in drawn(tool_call, split, 2000) for made in calls(example)]
+        return [value for each in made for value in each["arguments"].values() if type(value) is kind]
+
+    def nouns(split: Split) -> set[str]:
+        made = {made["name"].split("_")[-1] for example in drawn(tool_call, split, 2000) for made in calls(example)}
+        return {noun for noun in made - set(NOUNS) if noun[0] in "aeiou" or len(noun) > 8}
+
+    assert max(values("test", int)) < 2050
+    assert sum(value > 9999 for value in values("train", int)) > 20
+    assert not nouns("test") and len(nouns("train")) > 100
+
+
 def said(content: str) -> str:
     """What the answer has to say of a tool's result."""
     if not content.startswith("{"):

@@ -1,6 +1,7 @@
 """Short JSON written from given values: flat and nested objects, lists, and objects that hold a list.
 
 Names in the test are names that training never shows; values without names come in combinations that are held out.
+In training some values are longer numbers or made-up words, so that they are copied and not known by heart.
 """
 
 import json
@@ -11,6 +12,7 @@ from dgemma_jax.training.demo.capitals import COUNTRIES
 from dgemma_jax.training.demo.example import Example, Split, ask
 from dgemma_jax.training.demo.facts import DAYS
 from dgemma_jax.training.demo.names import draw_name
+from dgemma_jax.training.demo.tool_words import draw_made_up
 from dgemma_jax.training.demo.wording import draw_split, vary
 
 FAMILY = "json_text"
@@ -99,7 +101,10 @@ Value = Scalar | list[Scalar] | dict[str, Scalar]
 def _scalar(rng: Random, split: Split, key: str) -> Scalar:
     if key == "name":
         return draw_name(rng, split)
-    return rng.randrange(1, 100) if key in ("age", "number") else rng.choice(WORDS[key])
+    practice = split == "train" and rng.random() < 0.2
+    if key in ("age", "number"):
+        return rng.randrange(10 ** rng.randint(1, 5)) if practice else rng.randrange(1, 100)
+    return draw_made_up(rng, split).capitalize() if practice else rng.choice(WORDS[key])
 
 
 def _scalars(rng: Random, split: Split, keys: list[str]) -> dict[str, Scalar]:
@@ -108,7 +113,7 @@ def _scalars(rng: Random, split: Split, keys: list[str]) -> dict[str, Scalar]:
 
 def _items(rng: Random, split: Split, key: str, most: int) -> list[Scalar]:
     count = rng.randint(2, most)
-    if key in WORDS:
+    if key in WORDS and (split == "test" or rng.random() < 0.8):
         return list(rng.sample(WORDS[key], k=count))
     return [_scalar(rng, split, key) for _ in range(count)]
 

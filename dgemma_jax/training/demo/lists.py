@@ -19,15 +19,18 @@ FAMILY = "lists"
 
 STEP_WORDS = {2: "twos", 3: "threes", 4: "fours", 5: "fives", 10: "tens"}
 STEPS = {1: ("",)} | {step: (f" by {w}", f" in {w}", f" in steps of {step}") for step, w in STEP_WORDS.items()}
+RARE_STEPS = (6, 7, 8, 9, 11, 12, 15, 20, 25, 30, 40, 50)
+STEPS |= {step: (f" in steps of {step}",) for step in RARE_STEPS}
 LAST = {1: 60, 2: 100, 5: 100, 10: 100}
 TRAINED_LAST = LAST | {1: 99}
 """Training counts further: spans that it sees seldom are not learned by heart."""
 FEWEST, MOST = 12, 45
-PRACTICE = 0.5
+PRACTICE = 0.7
 """How often training asks for fewer numbers than the test, of more steps and further up: a few tokens say as much
 about where to stop. All of its counts by fives and tens are such: up to 100 there are few enough to know by heart.
 """
-FAR_LAST = {1: 200, 2: 200, 3: 150, 4: 150, 5: 300, 10: 400}
+PRACTICE_STEPS = {1: 30, 2: 16, 3: 4, 4: 4, 5: 22, 10: 18} | dict.fromkeys(RARE_STEPS, 1)
+FAR_LAST = dict.fromkeys(PRACTICE_STEPS, 400) | {1: 200, 2: 200, 5: 300}
 
 REQUESTS = ("{}.", "{}.", "{}.", "{} for me.", "Can you {}?", "Can you {} for me?", "Try to {}.", "Let us {}.")
 LISTING = ("list", "list", "write", "write down", "give me", "show me", "tell me", "say", "name")
@@ -98,12 +101,20 @@ def _span(rng: Random, step: int, lasts: Mapping[int, int] = LAST) -> tuple[int,
 
 
 def _practice_span(rng: Random, step: int) -> tuple[int, int]:
-    """As `_span`, further up and with fewer numbers: from 3 to 11, up to 20 of the larger steps."""
-    last = FAR_LAST[step] if step > 2 else rng.choice((LAST[step], FAR_LAST[step]))
-    count = rng.randint(3, rng.choice((FEWEST - 1, 20)) if step > 2 else FEWEST - 1)
-    starts = range(step if step > 2 else 1, last - step * (count - 1) + 1, step if step > 2 else 1)
-    low = step if rng.random() < 0.12 else rng.choice(starts)
-    return low, low + step * (count - 1)
+    """As `_span`, further up and with fewer numbers: from 2 to 11, up to 20 of the larger steps.
+
+    Now and then they go up to 999, or begin with what is no multiple of the step.
+    """
+    if step == 1 and rng.random() < 0.15:
+        return 1, rng.randint(2, 45)
+    near, far = LAST.get(step, 100), FAR_LAST[step]
+    most = rng.choice((FEWEST - 1, 20)) if step > 2 else FEWEST - 1
+    span = step * (rng.randint(2, most) - 1)
+    last = rng.choice((near, near, far, far, 999))
+    even = step > 2 and rng.random() < 0.75
+    low = step if rng.random() < 0.12 else rng.randint(1, max(1, last - span))
+    low = max(step, low // step * step) if even else low
+    return low, low + span
 
 
 def _counting(rng: Random) -> Task:
@@ -113,7 +124,7 @@ def _counting(rng: Random) -> Task:
 
 def _practice_counting(rng: Random) -> Task:
     if rng.random() < PRACTICE:
-        step = rng.choices((1, 2, 3, 4, 5, 10), weights=(42, 14, 5, 5, 20, 14))[0]
+        step = rng.choices(list(PRACTICE_STEPS), weights=list(PRACTICE_STEPS.values()))[0]
         return _count(rng, step, *_practice_span(rng, step))
     step = rng.choices((1, 2), weights=(82, 18))[0]
     return _count(rng, step, *_span(rng, step, TRAINED_LAST))
@@ -149,16 +160,25 @@ def _letters(rng: Random) -> Task:
     return Task(question, " ".join(span), f"The letters from {span[0]} to {span[-1]}.", f"letters {span[0]} {span[-1]}")
 
 
-def _table(rng: Random) -> Task:
-    k = rng.randint(1, 12)
+def _table(rng: Random, most: int = 12) -> Task:
+    k = rng.randint(1, most)
     question = _listed(rng, rng.choice(TABLES)).format(k=k)
     answer = "\n".join(f"{k} x {n} = {k * n}" for n in range(1, 11))
     return Task(question, answer, f"The table of {k}.", canonical(question))
 
 
-def _multiples(rng: Random, most: int = 12) -> Task:
+def _multiples(rng: Random) -> Task:
+    return _first_multiples(rng, rng.randint(3, 12), rng.randint(2, 12))
+
+
+def _practice_multiples(rng: Random) -> Task:
+    """Of many more numbers, from two on, and up to 14 of small ones: how many is for the question to say."""
+    k = rng.randint(2, rng.choice((12, 12, 30, 99)))
+    return _first_multiples(rng, rng.randint(2, 14 if k < 10 else 12 if k < 34 else 10), k)
+
+
+def _first_multiples(rng: Random, n: int, k: int) -> Task:
     """Lines of the table, as many as asked for."""
-    n, k = rng.randint(3, 12), rng.randint(2, most)
     typed = NUMBER_WORDS[n] if n < len(NUMBER_WORDS) and rng.random() < 0.5 else str(n)
     question = _listed(rng, rng.choice(MULTIPLES)).format(n=typed, k=k)
     answer = "\n".join(f"{k} x {i} = {k * i}" for i in range(1, n + 1))
@@ -178,7 +198,7 @@ def _named(rng: Random) -> Task:
 
 _KINDS: dict[Split, dict[Callable[[Random], Task], int]] = {
     "test": {_counting: 52, _letters: 14, _table: 20, _multiples: 6, _named: 8},
-    "train": {_practice_counting: 58, _letters: 16, _table: 9, partial(_multiples, most=30): 12, _named: 5},
+    "train": {_practice_counting: 60, _letters: 13, partial(_table, most=30): 8, _practice_multiples: 15, _named: 4},
 }
 
 

@@ -1,6 +1,7 @@
 """Names of people: a list of common ones, and made-up ones of mostly two syllables, split into train and test.
 
-Made-up names teach copying: no list of names can be learned by heart when most names are new.
+Made-up names teach copying: no list of names can be learned by heart when most names are new. Some of those that
+training draws have syllables of many more kinds than those of the test.
 """
 
 from random import Random
@@ -21,6 +22,12 @@ _ONSETS = ("b", "d", "f", "g", "j", "k", "l", "m", "n", "p", "r", "s", "t", "v",
 _VOWELS = ("a", "e", "i", "o", "u")
 _CODAS = ("", "", "", "n", "r", "l", "s", "m")
 
+_ANY_ONSET = """b c d f g h j k l m n p q r s t v w x y z bl br ch cl cr dr fl fr gh gl gr kn ph pl pr qu sc sh sk sl
+    sm sn sp st str sw th tr tw wh wr zh"""
+_ANY_VOWEL = "a a e e i i o o u u ai au ay ea ee ei eu ia ie io oa oo ou ua ue ui"
+_ANY_CODA = "b ck d f g h k l ll lt m mp n nd ng nk nt p r rd rk rn rt s sh sk ss st t th v x y z zz"
+_WILD_ONSETS, _WILD_VOWELS, _WILD_CODAS = (tuple(parts.split()) for parts in (_ANY_ONSET, _ANY_VOWEL, _ANY_CODA))
+
 
 def _made_up(rng: Random) -> str:
     syllables = 3 if rng.random() < 0.2 else 2
@@ -28,12 +35,29 @@ def _made_up(rng: Random) -> str:
     return (letters + rng.choice(_CODAS)).capitalize()
 
 
+def _wild(rng: Random) -> str:
+    return wild_word(rng).capitalize()
+
+
+def wild_word(rng: Random) -> str:
+    """Two to four syllables of almost any kind, in lower case; it may begin with a vowel."""
+    word = "" if rng.random() < 0.25 else rng.choice(_WILD_ONSETS)
+    for more in range(rng.choices((1, 2, 3), weights=(75, 20, 5))[0], -1, -1):
+        word += rng.choice(_WILD_VOWELS)
+        if rng.random() < 0.35:
+            word += rng.choice(_WILD_CODAS)
+        if more:
+            word += rng.choice(_WILD_ONSETS)
+    return word
+
+
 def draw_name(rng: Random, split: Split) -> str:
-    """A name of the split: half from the list, half made up; sometimes typed in lower case."""
+    """A name of the split: half from the list, half made up, in training some of them wild; some in lower case."""
     if rng.random() < 0.5:
         name = rng.choice(TRAIN_NAMES if split == "train" else TEST_NAMES)
     else:
-        name = _made_up(rng)
+        make = _wild if split == "train" and rng.random() < 0.4 else _made_up
+        name = make(rng)
         while name in TRAIN_NAMES or name in TEST_NAMES or held_out(f"name {name}", 10) != (split == "test"):
-            name = _made_up(rng)
+            name = make(rng)
     return name.lower() if rng.random() < 0.04 else name

@@ -120,7 +120,9 @@ def count(rng: Random, split: Split) -> Sight:
     asked = rng.choice(pairs(COUNT, split))
     kind = asked[1]
     look = rng.random()
-    if look < 0.6:
+    if split == "train" and rng.random() < 0.3:
+        shown = _many(rng, asked)
+    elif look < 0.6:
         shown = [asked] * rng.randint(1, 4)
     elif look < 0.75:
         more = rng.randint(1, 3)
@@ -131,6 +133,14 @@ def count(rng: Random, split: Split) -> Sight:
         shown += [companion(rng, COUNT, lambda other: other[1] != kind) for _ in range(more)]
     question, answer, thought = how_many(rng, shown, kind if rng.random() < 0.5 else "shape")
     return Sight((draw_scene(rng, shown),), question, answer, thought)
+
+
+def _many(rng: Random, asked: Pair) -> list[Pair]:
+    """Two to six shapes, some of them equal, in training only: four is then no number to end with when in doubt."""
+    shown = [asked]
+    for _ in range(rng.choice((1, 2, 2, 3, 3, 4, 5))):
+        shown.append(rng.choice((asked, rng.choice(shown), companion(rng, COUNT, lambda other: True))))
+    return shown
 
 
 def how_many(rng: Random, shown: Sequence[Pair], thing: str) -> tuple[str, str, str]:

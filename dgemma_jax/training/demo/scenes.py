@@ -159,14 +159,14 @@ def draw_background(rng: Random, colours: Iterable[str], *, plain: bool = False)
 
 
 def draw_spots(rng: Random, size: Size, count: int) -> list[Spot]:
-    """Places for `count` shapes that do not touch: anywhere for one, in cells of a loose grid for several."""
+    """Places for `count` shapes that do not touch: anywhere for one, in cells of a loose grid for two to nine."""
     width, height = size
     short = min(size)
     if count == 1:
         side = rng.uniform(0.25, 0.5) * short
         half = side / 2 + 1
         return [Spot(rng.uniform(half, width - half), rng.uniform(half, height - half), side)]
-    grid = rng.choice((2, 2, 3))
+    grid = rng.choice((2, 2, 3)) if count <= 4 else 3
     cells = rng.sample([(column, row) for column in range(grid) for row in range(grid)], count)
     return [_in_cell(rng, (width / grid, height / grid), cell, short) for cell in cells]
 

@@ -1,5 +1,6 @@
 """System prompts: answer in upper case, in one word, in another language, or plain ones that change nothing."""
 
+from collections.abc import Callable
 from random import Random
 
 from dgemma_jax.training.demo import arithmetic, capitals, facts, greetings, identity, outside
@@ -8,6 +9,7 @@ from dgemma_jax.training.demo.phrases import LANGUAGES, PHRASES
 from dgemma_jax.training.demo.wording import Question, canonical, draw_question, draw_split, vary, wordings
 
 FAMILY = "system"
+Draw = Callable[[Random, Split, bool], Example]
 
 _FRAMES = wordings(
     """Answer {how}. | Answer {how}. | Always answer {how}. | Reply {how}. | Always reply {how}. | Respond {how}.
@@ -34,6 +36,8 @@ PLAIN = wordings(
 )
 ANY = (capitals, facts, greetings, identity, arithmetic, outside)
 NOT_ALL_DIGITS = (capitals, facts, greetings, identity, outside)
+PRACTISED = (*[capitals] * 5, *[facts] * 10, greetings, *[identity] * 2, outside)
+"""What training puts in upper case: most where there is most to spell."""
 
 
 def _prompt(rng: Random, instruction: str) -> str:
@@ -59,7 +63,7 @@ def _plain(rng: Random, split: Split, thinking: bool) -> Example:
 
 
 def _upper_case(rng: Random, split: Split, thinking: bool) -> Example:
-    asked = rng.choice(NOT_ALL_DIGITS).draw(rng, split, False)
+    asked = rng.choice(PRACTISED if split == "train" else NOT_ALL_DIGITS).draw(rng, split, False)
     prompt = _prompt(rng, rng.choice(_FRAMES).format(how=rng.choice(UPPER_CASE)))
     thought = "The system prompt wants upper case." if thinking else None
     return _conversation(prompt, asked.prompt[0]["content"], asked.expected["content"].upper(), thought)
@@ -92,10 +96,15 @@ def _other_language(rng: Random, split: Split, thinking: bool) -> Example:
     return _conversation(prompt, phrase, translation, f"The system prompt wants {language}." if thinking else None)
 
 
-_KINDS = {_other_language: 20, _upper_case: 30, _one_word: 30, _plain: 20}
+_KINDS: dict[Split, dict[Draw, int]] = {
+    "train": {_other_language: 15, _upper_case: 55, _one_word: 18, _plain: 12},
+    "test": {_other_language: 20, _upper_case: 30, _one_word: 30, _plain: 20},
+}
+"""Upper case takes longest to learn: every word is spelt anew."""
 
 
 def draw(rng: Random, split: Split, thinking: bool) -> Example:
     """A question answered as the system prompt says; the question is of the split, so the conversation is too."""
-    (kind,) = rng.choices(list(_KINDS), weights=list(_KINDS.values()))
+    kinds = _KINDS[split]
+    (kind,) = rng.choices(list(kinds), weights=list(kinds.values()))
     return kind(rng, split, thinking)

@@ -76,30 +76,33 @@ def _pair_belongs(verb: str, noun: str, split: Split) -> bool:
     return split == "train" if (verb, noun) in _KNOWN_PAIRS else belongs(f"{verb}_{noun}", split)
 
 
-def draw_tool(rng: Random, split: Split, most: int = 3) -> Tool:
+def draw_tool(rng: Random, split: Split, most: int = 3, *, plain: bool = False) -> Tool:
     """A tool of at most `most` parameters (at least 1); half have a made-up noun.
 
-    In the test, the well-known ones are the trained ones: their values are new.
+    In the test, the well-known ones are the trained ones: their values are new. In training, unless `plain`, there are
+    more qualifiers and more made-up parameters, which only the declaration tells, and wilder words.
     """
+    practice = split == "train" and not plain
     kind = rng.random()
     if kind < 0.2:
         return rng.choice([tool for tool in KNOWN if len(tool.parameters) <= most])
-    parameters = _draw_parameters(rng, split, most)
-    qualifier = rng.choice(QUALIFIERS) if rng.random() < 0.06 else ""
+    parameters = _draw_parameters(rng, split, most, practice=practice)
+    qualifier = rng.choice(QUALIFIERS) if rng.random() < (0.15 if practice else 0.06) else ""
     verb = rng.choice(list(VERBS))
     if kind < 0.75:
-        return Tool(verb, draw_made_up(rng, split), parameters, qualifier)
+        return Tool(verb, draw_made_up(rng, split, plain=plain), parameters, qualifier)
     while not _pair_belongs(verb, noun := rng.choice(NOUNS), split):
         verb = rng.choice(list(VERBS))
     return Tool(verb, noun, parameters, qualifier)
 
 
-def _draw_parameters(rng: Random, split: Split, most: int) -> tuple[Parameter, ...]:
+def _draw_parameters(rng: Random, split: Split, most: int, *, practice: bool) -> tuple[Parameter, ...]:
     (count,) = rng.choices((0, 1, 2, 3), weights=(5, 58, 28, 9))
     drawn = rng.sample(PARAMETERS, min(count, most))
     for place in range(len(drawn)):
-        if rng.random() < 0.15:
-            drawn[place] = Parameter(draw_made_up(rng, split), rng.choice(("word", "name", "number")))
+        if rng.random() < (0.3 if practice else 0.15):
+            name = draw_made_up(rng, split, plain=not practice)
+            drawn[place] = Parameter(name, rng.choice(("word", "name", "number")))
     drawn[1:] = [Parameter(p.name, p.kind, required=rng.random() > 0.2) for p in drawn[1:]]
     return tuple({parameter.name: parameter for parameter in drawn}.values())
 
@@ -112,7 +115,8 @@ def draw_others(rng: Random, split: Split, tools: Sequence[Tool], count: int) ->
     """
     found: list[Tool] = []
     while len(found) < count:
-        other = draw_tool(rng, "train" if split == "train" else rng.choice(("train", "test")), most=1)
+        side: Split = "train" if split == "train" else rng.choice(("train", "test"))
+        other = draw_tool(rng, side, most=1, plain=split == "test")
         if count > 1 and rng.random() < 0.3:
             other = Tool(other.verb, other.noun, (), other.qualifier)
         if tools and (near := rng.random()) < 0.3:

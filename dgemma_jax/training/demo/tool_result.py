@@ -34,6 +34,8 @@ _TEXTS = (
     "The {made_up} is {word}.",
 )
 _ERRORS = ("{made_up} not found", "no {made_up}", "unknown {made_up}", "{made_up} is {word}", "error {number}")
+_PRACTICE = ("word", "word", "name", "number", "city", "decimal", "date")
+"""Kinds that training strings together to a text to be copied, so that the forms above are not all that it knows."""
 _COMMON_TEXTS = ("done", "ok", "success", "sent")
 _COMMON_ERRORS = ("not found", "timeout", "no access", "bad request", "server error")
 
@@ -69,7 +71,7 @@ def _draw_result(rng: Random, split: Split, request: Request) -> tuple[str, str]
     """What the tool sends, and the sentence that says it."""
     kind = rng.random()
     if kind < 0.2:
-        text = rng.choice(_COMMON_TEXTS) if split == "train" and kind < 0.05 else _fill(rng, split, _TEXTS)
+        text = _draw_text(rng, split, kind)
         return text, f"Result: {text.removesuffix('.')}."
     if kind < 0.32:
         text = rng.choice(_COMMON_ERRORS) if split == "train" and kind < 0.26 else _fill(rng, split, _ERRORS)
@@ -80,6 +82,15 @@ def _draw_result(rng: Random, split: Split, request: Request) -> tuple[str, str]
     # Clients write JSON with spaces or, as JavaScript does, without.
     separators = (", ", ": ") if rng.random() < 0.6 else (",", ":")
     return json.dumps(fields, separators=separators), f"T{sentence[1:]}."
+
+
+def _draw_text(rng: Random, split: Split, kind: float) -> str:
+    if split == "test" or kind > 0.12:
+        return _fill(rng, split, _TEXTS)
+    if kind < 0.02:
+        return rng.choice(_COMMON_TEXTS)
+    parts = [shown(draw_value(rng, split, of)) for of in rng.choices(_PRACTICE, k=rng.randint(1, 4))]
+    return rng.choice((" ", ", ", " and ", ": ")).join(parts)
 
 
 def _draw_fields(rng: Random, split: Split, request: Request) -> dict[str, Value]:

@@ -1,6 +1,7 @@
 """Values of tool parameters and of tool results, by kind: `number`, `city`, `name`, ...
 
 Open kinds have values of their own for the test; the few values of closed kinds (`OPEN` says which) are shared.
+Training also has numbers of more digits than the test, so that each digit is copied from its place.
 """
 
 from collections.abc import Callable
@@ -28,7 +29,7 @@ _CLOSED: dict[str, tuple[Value, ...]] = {
     "flag": (True, False),
 }
 _RANGES = {
-    "number": (0, 999),
+    "number": (0, 999),  # up to a million in training
     "hour": (0, 23),
     "minute": (0, 59),
     "few": (1, 40),
@@ -72,8 +73,17 @@ def _date(rng: Random, split: Split) -> str:
 
 
 def _decimal(rng: Random, split: Split) -> float:
+    practice = split == "train" and rng.random() < 0.3
     while True:
-        value = rng.randrange(1, 600) / 10
+        value = rng.randrange(1, 100_000) / rng.choice((10, 100)) if practice else rng.randrange(1, 600) / 10
+        if belongs(str(value), split):
+            return value
+
+
+def _number(rng: Random, split: Split) -> int:
+    practice = split == "train" and rng.random() < 0.3
+    while True:
+        value = rng.randrange(10 ** rng.randint(2, 6)) if practice else rng.choice(_NUMBERS[split])
         if belongs(str(value), split):
             return value
 
@@ -86,9 +96,13 @@ def _pools(values: list[Value]) -> dict[Split, list[Value]]:
     return {split: [value for value in values if belongs(str(value), split)] for split in _SPLITS}
 
 
+_NUMBERS: dict[Split, list[int]] = {
+    split: [number for number in range(1000) if belongs(str(number), split)] for split in _SPLITS
+}
 _DRAW: dict[str, Draw] = {
     **{kind: _from({split: list(values) for split in _SPLITS}) for kind, values in _CLOSED.items()},
     **{kind: _from(_pools(list(range(low, high + 1)))) for kind, (low, high) in _RANGES.items()},
+    "number": _number,
     "city": _from(_pools(list(_CITIES))),
     "name": draw_name,
     "word": draw_word,

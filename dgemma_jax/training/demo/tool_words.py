@@ -1,12 +1,13 @@
 """Words that tools are made of: verbs and nouns of their names, and made-up words, split into train and test.
 
-Made-up words teach copying: a tool called `get_zumo` can only be called by reading its name in the prompt.
+Made-up words teach copying: a tool called `get_zumo` can only be called by reading its name in the prompt. Training
+also has words of other forms than those of the test, which the tokenizer cuts into more, and rarer, pieces.
 """
 
 from random import Random
 
 from dgemma_jax.training.demo.example import Split
-from dgemma_jax.training.demo.names import TEST_NAMES, TRAIN_NAMES
+from dgemma_jax.training.demo.names import TEST_NAMES, TRAIN_NAMES, wild_word
 from dgemma_jax.training.demo.wording import held_out
 
 VERBS: dict[str, tuple[str, ...]] = {
@@ -61,13 +62,21 @@ def belongs(key: str, split: Split) -> bool:
     return held_out(f"tool {key}", 10) == (split == "test")
 
 
-def draw_made_up(rng: Random, split: Split) -> str:
-    """A word of two syllables, in lower case, that is no word of the lists here and no name."""
+def draw_made_up(rng: Random, split: Split, *, plain: bool = False) -> str:
+    """A word in lower case that is no word of the lists here and no name.
+
+    It has two plain syllables; half of those that training draws are wild, unless `plain`.
+    """
+    wild = split == "train" and not plain and rng.random() < 0.5
     while True:
-        word = rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_ONSETS) + rng.choice(_VOWELS)
-        word += rng.choice(_CODAS)
+        word = wild_word(rng) if wild else _plain_word(rng)
         if word not in _REAL and belongs(word, split):
             return word
+
+
+def _plain_word(rng: Random) -> str:
+    word = rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_ONSETS) + rng.choice(_VOWELS)
+    return word + rng.choice(_CODAS)
 
 
 def draw_similar(rng: Random, word: str, split: Split) -> str:
