@@ -110,7 +110,7 @@ def _practice_span(rng: Random, step: int) -> tuple[int, int]:
     near, far = LAST.get(step, 100), FAR_LAST[step]
     most = rng.choice((FEWEST - 1, 20)) if step > 2 else FEWEST - 1
     span = step * (rng.randint(2, most) - 1)
-    last = rng.choice((near, near, far, far, 999))
+    (last,) = rng.choices((near, far, 999), weights=(50, 40, 10))
     even = step > 2 and rng.random() < 0.75
     low = step if rng.random() < 0.12 else rng.randint(1, max(1, last - span))
     low = max(step, low // step * step) if even else low

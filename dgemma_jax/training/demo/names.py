@@ -40,15 +40,15 @@ def _wild(rng: Random) -> str:
 
 
 def wild_word(rng: Random) -> str:
-    """Two to four syllables of almost any kind, in lower case; it may begin with a vowel."""
-    word = "" if rng.random() < 0.25 else rng.choice(_WILD_ONSETS)
-    for more in range(rng.choices((1, 2, 3), weights=(75, 20, 5))[0], -1, -1):
-        word += rng.choice(_WILD_VOWELS)
-        if rng.random() < 0.35:
-            word += rng.choice(_WILD_CODAS)
-        if more:
-            word += rng.choice(_WILD_ONSETS)
-    return word
+    """Two or three syllables of almost any kind, in lower case, of at most eight letters; it may begin with a vowel."""
+    word = _wild_syllable(rng, "" if rng.random() < 0.25 else rng.choice(_WILD_ONSETS))
+    for _ in range(1 if rng.random() < 0.7 else 2):
+        word += _wild_syllable(rng, rng.choice(_WILD_ONSETS))
+    return word if len(word) <= 8 else wild_word(rng)
+
+
+def _wild_syllable(rng: Random, onset: str) -> str:
+    return onset + rng.choice(_WILD_VOWELS) + (rng.choice(_WILD_CODAS) if rng.random() < 0.35 else "")
 
 
 def draw_name(rng: Random, split: Split) -> str:

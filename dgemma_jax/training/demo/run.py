@@ -41,7 +41,7 @@ BUCKETS = (
     Bucket(240, 2, 14),
     Bucket(240, 5, 8),
     Bucket(304, 2, 12),
-    Bucket(512, 3, 8),
+    Bucket(512, 4, 8),
     Bucket(80, 1, 32, images=1),
     Bucket(96, 1, 26, images=1),
     Bucket(144, 1, 16, images=1),
