@@ -27,7 +27,7 @@ from dgemma_jax.sharding import everywhere, pin_cache
 
 OVERLAPPED = {"xla_gpu_command_buffer_scheduling_mode": "CONCURRENT"}
 """How steps are compiled: on a GPU kernels that need not wait for each other run beside each other, as those of the
-dense MLP beside the experts', which wait for memory. Other devices ignore the option."""
+dense MLP beside the experts', which wait for memory. CPUs ignore the option."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

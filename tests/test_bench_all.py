@@ -52,17 +52,18 @@ def test_parts_that_fail_or_find_no_time_are_named(tmp_path: Path, capsys: pytes
 
 
 def test_programs_are_compiled_beside_each_other_and_a_part_that_fails_is_left_to_its_turn(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "set already, so no other is")
+    kept = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
     asked = bench.parser().parse_args(
         ["all", "--checkpoint", FOLDER, "--parts", "moe-crowded,head-1", "--out", "unused"]
     )
     try:
         with bench_model.shared():
-            bench_all._compile_together(asked)
+            bench_all._compile_together(asked, str(tmp_path))
     finally:
+        jax.config.update("jax_compilation_cache_dir", kept)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
     told = capsys.readouterr().err
     assert "streaming: round 1" in told and "round 2" not in told
-    assert "--skew must be" in told
+    assert "bench: moe-crowded, compiled beside the others: --skew must be" in told

@@ -2,9 +2,10 @@
 
     queries of one key head, a tile at a time -> the canvas's own keys -> cached keys, as far as they are filled -> out
 
-The softmax is merged block by block, as in FlashAttention-2 (arXiv 2307.08691). The order of a row's sums depends on
-nothing but its own sizes. Written in Pallas (https://docs.jax.dev/en/latest/pallas) for its Triton backend; elsewhere
-it can be interpreted. Its plain twin is `attention.attend`.
+The softmax is merged block by block, as in FlashAttention-2 (arXiv 2307.08691). A row does not notice what others hold,
+but how many there are decides how many keys are scored at a time, and so the order of its sums. Written in Pallas
+(https://docs.jax.dev/en/latest/pallas) for its Triton backend; elsewhere it can be interpreted. Its plain twin is
+`attention.attend`.
 """
 
 from __future__ import annotations
@@ -21,8 +22,7 @@ from dgemma_jax.model.attention import MASKED, Segment
 
 QUERIES = 64
 """Pairs of token and head of one program; they share a key head."""
-KEYS = (64, 32)
-PROCESSORS = 132
+KEYS, PROCESSORS = (64, 32), 132
 """Keys that are scored at a time: the first where no processor has more than one program, else so few that two fit."""
 WARPS, STAGES = 4, 2
 """Threads of a program, in 32, and blocks of keys that are being read at a time. Measured on an H200:
@@ -91,10 +91,17 @@ class _Running(NamedTuple):
 
 
 def _kernel(
-    sizes: Sizes, used_ref: Any, mask_ref: Any, q_ref: Any, key_ref: Any, value_ref: Any, *past_refs_and_out: Any
+    sizes: Sizes,
+    used_ref: Any,
+    mask_ref: Any,
+    q_ref: Any,
+    key_ref: Any,
+    value_ref: Any,
+    past_key_ref: Any,
+    past_value_ref: Any,
+    out_ref: Any,
 ) -> None:
     """One tile of the queries of one key head."""
-    past_key_ref, past_value_ref, out_ref = past_refs_and_out
     row, head = pl.program_id(0) // sizes.K, pl.program_id(0) % sizes.K
     query_R = pl.program_id(1) * QUERIES + jnp.arange(QUERIES, dtype=jnp.int32)
     token_R, head_R = query_R // sizes.G, head * sizes.G + query_R % sizes.G
@@ -102,21 +109,21 @@ def _kernel(
     place = (row, token_R[:, None], head_R[:, None], column_C[None])
     q_RC = plt.load(q_ref.at[place])
 
-    def among(block: jax.Array, running: _Running) -> _Running:
+    def own(block: jax.Array, running: _Running) -> _Running:
         keys = (row, head, pl.ds(block * sizes.keys, sizes.keys))
         return _add(running, q_RC, plt.load(key_ref.at[keys]), plt.load(value_ref.at[keys]), None)
 
-    def before(block: jax.Array, running: _Running) -> _Running:
+    def cached(block: jax.Array, running: _Running) -> _Running:
         keys = (row, head, pl.ds(block * sizes.keys, sizes.keys))
-        seen_S = plt.load(mask_ref.at[row, pl.ds(block * sizes.keys, sizes.keys)]) != 0
+        seen_S = plt.load(mask_ref.at[row, keys[-1]]) != 0
         return _add(running, q_RC, plt.load(past_key_ref.at[keys]), plt.load(past_value_ref.at[keys]), seen_S)
 
     least_R = jnp.full(QUERIES, MASKED, jnp.float32)
     start = _Running(least_R, jnp.zeros(QUERIES, jnp.float32), jnp.zeros((QUERIES, sizes.C), jnp.float32))
     # A canvas sees itself, so that whatever of the cache is masked adds exactly nothing after that.
-    running = jax.lax.fori_loop(0, sizes.T // sizes.keys, among, start)
+    running = jax.lax.fori_loop(0, sizes.T // sizes.keys, own, start)
     filled = (used_ref[0] + sizes.keys - 1) // sizes.keys
-    running = jax.lax.fori_loop(0, filled, before, running)
+    running = jax.lax.fori_loop(0, filled, cached, running)
     plt.store(out_ref.at[place], (running.out_RC / running.total_R[:, None]).astype(out_ref.dtype))
 
 

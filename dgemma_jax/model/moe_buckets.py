@@ -1,4 +1,4 @@
-"""Experts as one batched matrix product, each with room for as many tokens as the busiest needs: for GPUs.
+"""Experts as one batched matrix product, each with room for as many tokens as the busiest needs.
 
     busiest expert -> smallest capacity that holds it -> tokens gathered [E, R, D] -> products -> back [A, X, D]
 

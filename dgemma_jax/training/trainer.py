@@ -115,7 +115,7 @@ class Trainer:
         trained: list[jax.Array],
         frozen: list[jax.Array],
         batch: Batch,
-        seed: jax.Array,
+        key: jax.Array,
         step: jax.Array,
         objective: Objective,
     ) -> tuple[list[jax.Array], Metrics]:
@@ -123,7 +123,7 @@ class Trainer:
         fixed = jax.tree.unflatten(self._frozen_structure, frozen)
 
         def objective_of(trained: Any) -> tuple[jax.Array, Metrics]:
-            return self._loss(trained, fixed, batch, jax.random.fold_in(seed, step), objective)
+            return self._loss(trained, fixed, batch, jax.random.fold_in(key, step), objective)
 
         gradients, metrics = jax.grad(objective_of, has_aux=True)(start)
         return jax.tree.leaves(gradients), metrics

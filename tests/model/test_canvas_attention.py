@@ -13,10 +13,9 @@ from flax import nnx
 from tolerances import ROUNDING
 
 from dgemma_jax.config import DIFFUSION_GEMMA_26B_A4B, SLIDING
-from dgemma_jax.model import canvas_attention, parameter, self_attention
+from dgemma_jax.model import canvas_attention, self_attention
 from dgemma_jax.model.attention import KeyValue, Segment, attend
 from dgemma_jax.model.canvas_attention import attend_canvas, fits
-from dgemma_jax.model.quantized import Quantized
 from dgemma_jax.model.rope import rotation, text_frequencies
 from dgemma_jax.model.self_attention import Attention
 
@@ -143,16 +142,3 @@ def test_the_kernel_of_the_published_sizes_lowers_for_cuda_without_a_device(
             jax.jit(attend_canvas).trace(q, [past, Segment(keys(canvas), None)]).lower(lowering_platforms=("cuda",))
         )
     assert "canvas_attention" in lowered.as_text()
-
-
-def test_products_of_the_same_tokens_stay_apart_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """XLA would copy full weights side by side at every step; quantised ones it widens as it reads them."""
-    x, full = numbers(1, 4, 32), numbers(2, 8, 32)
-    quantised = Quantized(jnp.zeros((8, 32), jnp.int8), jnp.ones(8), 8)
-
-    def barriers(weight: object) -> int:
-        return str(jax.make_jaxpr(lambda x: parameter.apart("ad,fd->af", x, weight))(x)).count("optimization_barrier")  # type: ignore[arg-type]
-
-    assert (barriers(full), barriers(quantised)) == (0, 0)
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert (barriers(full), barriers(quantised)) == (1, 0)
