@@ -24,13 +24,13 @@ from serve.choice import PendingChoice
 from serve.completion_schema import NEUTRAL, Completion, CompletionChoice, CompletionRequest
 from serve.config import ServeConfig
 from serve.engine import Call, Engine, Job, Piece, PlainText, PromptError, PromptLengthError
-from serve.errors import InvalidRequestError, explain
+from serve.errors import InvalidRequestError, TooLongError
 from serve.handlers import CONFIG, ENGINE, PROMPTS, SEEDS, WORKER
 from serve.logprobs import CompletionTokens, tokens_of
 from serve.reply import Reply, total
 from serve.responses import FinishReason, PromptDetails, Usage
 from serve.schema import HARMLESS
-from serve.sse import EventStream
+from serve.sse import event_stream
 from serve.translate import nth_seed, require_model, sampling
 
 
@@ -108,21 +108,12 @@ def _prompt(given: str | list[int], engine: Engine, where: str) -> tuple[int, ..
     try:
         prompt = engine.text.prompt(given)
     except PromptLengthError as error:
-        raise _too_long(f"at least {error.least}", engine, where) from None
+        raise TooLongError("The prompt takes", f"at least {error.least}", engine.max_model_len, where) from None
     except PromptError as error:
         raise InvalidRequestError(f"The prompt cannot be read: {error}", param=where, code="invalid_value") from None
     if engine.room(len(prompt)) < 1:
-        raise _too_long(str(len(prompt)), engine, where)
+        raise TooLongError("The prompt takes", str(len(prompt)), engine.max_model_len, where)
     return prompt
-
-
-def _too_long(tokens: str, engine: Engine, where: str) -> InvalidRequestError:
-    return InvalidRequestError(
-        f"The prompt is {tokens} tokens; with a reply it does not fit the {engine.max_model_len} "
-        "tokens that this server takes.",
-        param=where,
-        code="context_length_exceeded",
-    )
 
 
 def _stops(wanted: CompletionRequest) -> tuple[str, ...]:
@@ -143,30 +134,21 @@ async def _whole(
 async def _stream(
     request: web.Request, wanted: CompletionRequest, choices: Sequence[PendingChoice]
 ) -> web.StreamResponse:
-    """One choice after the other; a chunk per canvas. What fails once the stream is open is an error frame."""
+    """One choice after the other; a chunk per canvas."""
     shared = _shared(wanted)
     with_usage = bool(wanted.stream_options and wanted.stream_options.include_usage)
     none: dict[str, Any] = {"usage": None} if with_usage else {}
-    stream = await EventStream.open(request)
-
-    async def send(part: CompletionChoice) -> None:
-        await stream.send(Completion(choices=[part], **shared, **none))
-
-    try:
+    async with event_stream(request) as stream:
         for choice in choices:
             tokens = _tokens(request, wanted)
             async with contextlib.aclosing(choice.grow(request.app[CONFIG].heartbeat_seconds)) as growth:
                 async for pieces in growth:
                     assert isinstance(pieces, list), "no job here asks for drafts"
-                    await send(_part(choice, pieces, tokens))
-            await send(CompletionChoice(index=choice.index, text="", finish_reason=choice.reply.finish_reason))
+                    await stream.send(Completion(choices=[_part(choice, pieces, tokens)], **shared, **none))
+            last = CompletionChoice(index=choice.index, text="", finish_reason=choice.reply.finish_reason)
+            await stream.send(Completion(choices=[last], **shared, **none))
         if with_usage:
             await stream.send(Completion(choices=[], usage=_usage(choices, wanted.n), **shared))
-    except ConnectionError:
-        raise
-    except Exception as caught:
-        await stream.fail(explain(caught, request))
-    await stream.close()
     return stream.response
 
 

@@ -41,6 +41,18 @@ class InvalidRequestError(ApiError):
     """The request is not one this server can carry out; `param` names the field."""
 
 
+class TooLongError(InvalidRequestError):
+    """A prompt that leaves no room for a reply. `takes`: the prompt's name and verb; `tokens`: how many, or so."""
+
+    code = "context_length_exceeded"
+
+    def __init__(self, takes: str, tokens: str, most: int, param: str) -> None:
+        super().__init__(
+            f"{takes} {tokens} tokens; with a reply, that does not fit the {most} tokens that this server takes.",
+            param=param,
+        )
+
+
 class ModelNotFoundError(ApiError):
     """`model` is not a name of this server."""
 

@@ -17,14 +17,13 @@ from serve.alignment import Alignment
 from serve.choice import Growth, PendingChoice
 from serve.config import ServeConfig
 from serve.engine import Engine, Job, PlainText
-from serve.errors import explain
 from serve.logprobs import of_chat, tokens_of
 from serve.media_memory import MediaMemory, Share
 from serve.media_parts import MediaReader
 from serve.reply import Preview, Reply, total
 from serve.responses import ChatChunk, ChatCompletion, Choice, Health, ModelCard, ModelList, Usage
 from serve.schema import ChatRequest
-from serve.sse import EventStream
+from serve.sse import event_stream
 from serve.worker import Worker
 
 CONFIG = web.AppKey("config", ServeConfig)
@@ -133,11 +132,10 @@ async def _whole(
 async def _stream(
     request: web.Request, name: str, plan: translate.Plan, choices: Sequence[PendingChoice]
 ) -> web.StreamResponse:
-    """The role chunks go out at once, then one choice after the other; what fails from here on is an error frame."""
+    """The role chunks go out at once, then one choice after the other."""
     chunks = encode.Chunks(name, with_usage=plan.include_usage, logprobs_of=_logprobs_of(request.app, plan))
     chunked = [chunks.choice(choice.index) for choice in choices]
-    stream = await EventStream.open(request)
-    try:
+    async with event_stream(request) as stream:
         for of_choice in chunked:
             await stream.send(of_choice.opening())
         for choice, of_choice in zip(choices, chunked, strict=True):
@@ -148,11 +146,6 @@ async def _stream(
             await stream.send(of_choice.closing(choice.reply.finish_reason))
         if plan.include_usage:
             await stream.send(chunks.usage(_usage(choices)))
-    except ConnectionError:
-        raise
-    except Exception as caught:
-        await stream.fail(explain(caught, request))
-    await stream.close()
     return stream.response
 
 

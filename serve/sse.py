@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
 from aiohttp import web
 
-from serve.errors import ApiError
+from serve.errors import ApiError, explain
 
 _HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -18,6 +20,19 @@ _HEADERS = {
 _DONE = b"data: [DONE]\n\n"
 WRITE_SECONDS = 120.0
 """How long a client may take nothing of what is sent: a connection that is only kept open holds what others need."""
+
+
+@contextlib.asynccontextmanager
+async def event_stream(request: web.Request) -> AsyncIterator[EventStream]:
+    """An open stream, closed behind the last frame. What fails inside is its last frame, but for a lost connection."""
+    stream = await EventStream.open(request)
+    try:
+        yield stream
+    except ConnectionError:
+        raise
+    except Exception as caught:
+        await stream.fail(explain(caught, request))
+    await stream.close()
 
 
 class EventStream:

@@ -24,7 +24,7 @@ from serve.engine import (
     PromptLengthError,
     Sampling,
 )
-from serve.errors import InvalidRequestError, ModelNotFoundError
+from serve.errors import InvalidRequestError, ModelNotFoundError, TooLongError
 from serve.messages import Message
 from serve.responses import FinishReason
 from serve.schema import ChatDiffusion, ChatRequest, Diffusion, NamedTool
@@ -97,7 +97,7 @@ def plan(
         rendered = engine.render(outline.conversation.messages, thinking=outline.thinking, tools=outline.tools)
         prompt = engine.expand(rendered, media)
     except PromptLengthError as error:
-        raise _too_long(f"at least {error.least}", engine) from None
+        raise TooLongError("The messages take", f"at least {error.least}", engine.max_model_len, "messages") from None
     except PromptError as error:
         what = str(error) if error.param else f"The chat template refuses the messages: {error}"
         raise InvalidRequestError(what, param=error.param or "messages") from None
@@ -202,7 +202,7 @@ def _max_new_tokens(request: ChatRequest, prompt_tokens: int, engine: Engine, de
     """
     room = engine.room(prompt_tokens)
     if room < 1:
-        raise _too_long(str(prompt_tokens), engine)
+        raise TooLongError("The messages take", str(prompt_tokens), engine.max_model_len, "messages")
     return min(request.max_completion_tokens or request.max_tokens or default, room)
 
 
@@ -216,12 +216,3 @@ def _require_few(messages: Sequence[Message], engine: Engine) -> None:
             param="messages",
             code="context_length_exceeded",
         )
-
-
-def _too_long(tokens: str, engine: Engine) -> InvalidRequestError:
-    return InvalidRequestError(
-        f"The messages are {tokens} tokens; with a reply they do not fit the {engine.max_model_len} "
-        "tokens that this server takes.",
-        param="messages",
-        code="context_length_exceeded",
-    )
