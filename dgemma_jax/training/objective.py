@@ -24,7 +24,7 @@ from dgemma_jax.model.masks import block_diffusion_masks
 from dgemma_jax.model.router import Routing
 from dgemma_jax.model.text import Masks, TextOutput
 from dgemma_jax.sampling.accept import accept
-from dgemma_jax.training.corruption import corrupt, noise_levels
+from dgemma_jax.training.corruption import corrupt, noise_levels, shift_ends
 from dgemma_jax.training.head import drawn_tokens, soft_embeddings, token_losses
 
 OWN_BOUNDS = (0.003, 10.0)
@@ -64,6 +64,7 @@ class Objective:
     `own`: of the canvases that are conditioned on a first prediction, the share whose tokens come from it as well: its
     surest are drawn, the others random, as one step of the sampler leaves them. Uniform noise never shows the model
     the mistakes that it makes itself, such as the end of a word twice; these do. The published recipe has none.
+    `shifted`: the share of all canvases whose end is moved before the noise (`shift_ends`); the recipe has none.
     `remat` computes each layer again in the backward pass instead of keeping what is inside it.
     """
 
@@ -75,6 +76,7 @@ class Objective:
     fill_weight: float = 1.0
     balance_weight: float = 0.0
     own: float = 0.0
+    shifted: float = 0.0
     remat: bool = False
 
 
@@ -101,9 +103,9 @@ def loss(model: DiffusionGemma, batch: Batch, key: jax.Array, objective: Objecti
     position_BS = jnp.broadcast_to(jnp.arange(S)[None], (B, S))
     clean = model.read(batch.tokens_BS, position_BS, None, _soft_tokens(model, batch), remat=objective.remat)
     next_token = _next_token_loss(model, clean.x_BTD, batch, objective)
-    keys = jax.random.split(key, 3)
-    canvases = _noisy_canvases(model, batch, keys[:2], objective)
-    output = _denoise(model, clean.key_values, canvases, keys[2], objective)
+    keys = jax.random.split(key, 4)
+    canvases = _noisy_canvases(model, batch, keys[:3], objective)
+    output = _denoise(model, clean.key_values, canvases, keys[3], objective)
     nll_BR, right_BR = token_losses(model.text, output.x_BTD, canvases.target_BR)
     denoising = _mean(nll_BR, canvases.weight_BR)
     balance = _balance(clean.routings + output.routings)
@@ -142,8 +144,12 @@ def _noisy_canvases(model: DiffusionGemma, batch: Batch, keys: jax.Array, object
     position_BR = batch.prefix_B[:, None] + (block_R * L + jnp.arange(len(block_R)) % L)[None]
     target_BR = jnp.take_along_axis(batch.tokens_BS, jnp.minimum(position_BR, S - 1), axis=1)
     t_BR = jnp.repeat(noise_levels(keys[0], (B, objective.blocks * objective.copies), objective.t_min), L, axis=1)
+    written_BR = target_BR
+    if objective.shifted:
+        filled_BC = jnp.clip(batch.answer_B[:, None] - block_R[None, ::L] * L, 1, L)
+        written_BR = shift_ends(keys[2], target_BR.reshape(B, -1, L), filled_BC, objective.shifted).reshape(B, -1)
     return _Canvases(
-        corrupt(keys[1], target_BR, t_BR, text.vocab_size),
+        corrupt(keys[1], written_BR, t_BR, text.vocab_size),
         target_BR,
         position_BR,
         _canvas_weights(position_BR, block_R, batch, objective),

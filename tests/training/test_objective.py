@@ -17,7 +17,7 @@ from dgemma_jax.model.masks import block_diffusion_masks
 from dgemma_jax.model.text import TextModel
 from dgemma_jax.training import head
 from dgemma_jax.training import objective as objective_module
-from dgemma_jax.training.corruption import corrupt, noise_levels
+from dgemma_jax.training.corruption import MOST_SHIFTED, corrupt, noise_levels, shift_ends
 from dgemma_jax.training.objective import Batch, Objective, canvas_layout, loss, own_canvases
 from dgemma_jax.training.rows import BatchStream, Bucket, Position, Row, stack
 
@@ -180,6 +180,43 @@ def test_corruption_replaces_the_asked_share_by_any_token() -> None:
     assert abs((noisy != 7).mean() - 0.3 * (1 - 1 / VOCABULARY)) < 0.02
     assert set(np.unique(noisy)) == set(range(VOCABULARY))
     np.testing.assert_array_equal(corrupt(jax.random.key(0), clean, jnp.zeros((100, 100)), VOCABULARY), clean)
+
+
+def shifts(filled: int, length: int) -> set[tuple[int, ...]]:
+    """What may become of the tokens 0, 1, 2 ... when their end is moved from one of the `filled` first places on."""
+    last, found = length - 1, set()
+    for start in range(filled):
+        for by in (*range(-MOST_SHIFTED, 0), *range(1, MOST_SHIFTED + 1)):
+            moved = [min(max(place - by, 0), last) for place in range(start, length)]
+            found.add((*range(start), *moved))
+    return found
+
+
+def test_a_shifted_end_has_a_part_twice_or_lacks_one_from_any_written_place_on() -> None:
+    tokens = jnp.broadcast_to(jnp.arange(10), (50, 40, 10))
+    for filled in (1, 6, 10):
+        shifted = np.asarray(shift_ends(jax.random.key(0), tokens, jnp.full((50, 40), filled), 1.0))
+        assert set(map(tuple, shifted.reshape(-1, 10).tolist())) == shifts(filled, 10)
+
+
+def test_only_the_asked_share_of_canvases_is_shifted() -> None:
+    tokens = jnp.broadcast_to(jnp.arange(10), (50, 40, 10))
+    shifted = np.asarray(shift_ends(jax.random.key(0), tokens, jnp.full((50, 40), 6), 0.3))
+    assert abs((shifted != tokens).any(axis=-1).mean() - 0.3) < 0.03
+
+
+def test_a_shifted_end_changes_what_is_denoised_and_not_what_is_read_or_wanted(model, monkeypatch) -> None:
+    monkeypatch.setattr(objective_module, "noise_levels", lambda key, shape, t_min: jnp.zeros(shape))
+    batch, key = stack(rows(), 16, CONFIG, 1), jax.random.key(3)
+    seen: list[tuple] = []
+    real = objective_module._denoise
+    monkeypatch.setattr(objective_module, "_denoise", lambda *args: seen.append(args[2]) or real(*args))
+    straight, shifted = (loss(model, batch, key, Objective(blocks=2, shifted=share))[1] for share in (0.0, 1.0))
+    np.testing.assert_array_equal(seen[0].noisy_BR, seen[0].target_BR)
+    np.testing.assert_array_equal(seen[1].target_BR, seen[0].target_BR)
+    assert (seen[1].noisy_BR != seen[1].target_BR).mean() > 0.2
+    assert straight.denoising != shifted.denoising
+    assert straight.next_token == shifted.next_token
 
 
 def left_by_a_step(model: DiffusionGemma, noisy: jax.Array, share: float = 1.0) -> tuple[np.ndarray, ...]:

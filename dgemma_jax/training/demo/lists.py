@@ -110,7 +110,7 @@ def _practice_span(rng: Random, step: int) -> tuple[int, int]:
     near, far = LAST.get(step, 100), FAR_LAST[step]
     most = rng.choice((FEWEST - 1, 20)) if step > 2 else FEWEST - 1
     span = step * (rng.randint(2, most) - 1)
-    (last,) = rng.choices((near, far, 999), weights=(50, 40, 10))
+    (last,) = rng.choices((near, far, 999), weights=(35, 50, 15))
     even = step > 2 and rng.random() < 0.75
     low = step if rng.random() < 0.12 else rng.randint(1, max(1, last - span))
     low = max(step, low // step * step) if even else low
@@ -173,7 +173,7 @@ def _multiples(rng: Random) -> Task:
 
 def _practice_multiples(rng: Random) -> Task:
     """Of many more numbers, from two on, and up to 14 of small ones: how many is for the question to say."""
-    k = rng.randint(2, rng.choice((12, 12, 30, 99)))
+    k = rng.randint(2, rng.choice((12, 30, 99, 99)))
     return _first_multiples(rng, rng.randint(2, 14 if k < 10 else 12 if k < 34 else 10), k)
 
 
@@ -198,7 +198,7 @@ def _named(rng: Random) -> Task:
 
 _KINDS: dict[Split, dict[Callable[[Random], Task], int]] = {
     "test": {_counting: 52, _letters: 14, _table: 20, _multiples: 6, _named: 8},
-    "train": {_practice_counting: 60, _letters: 13, partial(_table, most=30): 8, _practice_multiples: 15, _named: 4},
+    "train": {_practice_counting: 66, _letters: 7, partial(_table, most=30): 5, _practice_multiples: 19, _named: 3},
 }
 
 
