@@ -5,7 +5,8 @@
 
 Gradients flow through the keys into the encoder pass. Half of the examples are conditioned on a first, gradient-
 free prediction of the same canvases, as in generation; for the other half the soft embedding is zero. Beyond the
-published recipe, some of that half may be canvases that went through a step of the sampler first (`own`).
+published recipe, some of that half may be canvases that went through a step of the sampler first (`own`), and the end
+of any canvas may stand a few places off (`shifted`).
 """
 
 from __future__ import annotations
