@@ -6,7 +6,7 @@
 Gradients flow through the keys into the encoder pass. Half of the examples are conditioned on a first, gradient-
 free prediction of the same canvases, as in generation; for the other half the soft embedding is zero. Beyond the
 published recipe, some of that half may be canvases that went through a step of the sampler first (`own`), and the end
-of any canvas may stand a few places off (`shifted`).
+of any canvas may stand a few places off (`shifted`), or a canvas may hold a wrong answer (`mistaken`).
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ class Batch(NamedTuple):
     """Rows of clean tokens: prompt, answer, end-of-sequence fill to a whole canvas, padding.
 
     tokens_BS: int [batch, length]. prefix_B: prompt tokens. answer_B: answer tokens without fill. blocks_B: canvases.
+    mistaken_BS: the same rows with wrong answers, of those that have one.
     """
 
     tokens_BS: jax.Array
@@ -56,6 +57,7 @@ class Batch(NamedTuple):
     answer_B: jax.Array
     blocks_B: jax.Array
     pictures: Pictures | None = None
+    mistaken_BS: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,6 +68,7 @@ class Objective:
     surest are drawn, the others random, as one step of the sampler leaves them. Uniform noise never shows the model
     the mistakes that it makes itself, such as the end of a word twice; these do. The published recipe has none.
     `shifted`: the share of all canvases whose end is moved before the noise (`shift_ends`); the recipe has none.
+    `mistaken`: of the canvases of rows with a wrong answer, the share that holds that before the noise; nor has this.
     `remat` computes each layer again in the backward pass instead of keeping what is inside it.
     """
 
@@ -78,6 +81,7 @@ class Objective:
     balance_weight: float = 0.0
     own: float = 0.0
     shifted: float = 0.0
+    mistaken: float = 0.0
     remat: bool = False
 
 
@@ -104,9 +108,9 @@ def loss(model: DiffusionGemma, batch: Batch, key: jax.Array, objective: Objecti
     position_BS = jnp.broadcast_to(jnp.arange(S)[None], (B, S))
     clean = model.read(batch.tokens_BS, position_BS, None, _soft_tokens(model, batch), remat=objective.remat)
     next_token = _next_token_loss(model, clean.x_BTD, batch, objective)
-    keys = jax.random.split(key, 4)
-    canvases = _noisy_canvases(model, batch, keys[:3], objective)
-    output = _denoise(model, clean.key_values, canvases, keys[3], objective)
+    keys = jax.random.split(key, 5)
+    canvases = _noisy_canvases(model, batch, keys[:4], objective)
+    output = _denoise(model, clean.key_values, canvases, keys[4], objective)
     nll_BR, right_BR = token_losses(model.text, output.x_BTD, canvases.target_BR)
     denoising = _mean(nll_BR, canvases.weight_BR)
     balance = _balance(clean.routings + output.routings)
@@ -143,19 +147,35 @@ def _noisy_canvases(model: DiffusionGemma, batch: Batch, keys: jax.Array, object
     L, text = model.config.canvas_length, model.config.text
     block_R, copy_R = canvas_layout(objective.blocks, objective.copies, L)
     position_BR = batch.prefix_B[:, None] + (block_R * L + jnp.arange(len(block_R)) % L)[None]
-    target_BR = jnp.take_along_axis(batch.tokens_BS, jnp.minimum(position_BR, S - 1), axis=1)
+    target_BR = _at(batch.tokens_BS, position_BR)
     t_BR = jnp.repeat(noise_levels(keys[0], (B, objective.blocks * objective.copies), objective.t_min), L, axis=1)
-    written_BR = target_BR
-    if objective.shifted:
-        filled_BC = jnp.clip(batch.answer_B[:, None] - block_R[None, ::L] * L, 1, L)
-        written_BR = shift_ends(keys[2], target_BR.reshape(B, -1, L), filled_BC, objective.shifted).reshape(B, -1)
     return _Canvases(
-        corrupt(keys[1], written_BR, t_BR, text.vocab_size),
+        corrupt(keys[1], _written(batch, position_BR, block_R, keys[2:], L, objective), t_BR, text.vocab_size),
         target_BR,
         position_BR,
         _canvas_weights(position_BR, block_R, batch, objective),
         block_diffusion_masks(batch.prefix_B, block_R, copy_R, L, S, text.sliding_window),
     )
+
+
+def _at(tokens_BS: jax.Array, position_BR: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(tokens_BS, jnp.minimum(position_BR, tokens_BS.shape[1] - 1), axis=1)
+
+
+def _written(
+    batch: Batch, position_BR: jax.Array, block_R: jax.Array, keys: jax.Array, L: int, objective: Objective
+) -> jax.Array:
+    """What the canvases hold before the noise: the right tokens, but for mistakes and moved ends."""
+    written_BR = _at(batch.tokens_BS, position_BR)
+    (B, R), C = written_BR.shape, written_BR.shape[1] // L
+    if objective.mistaken and batch.mistaken_BS is not None:
+        chosen_BC = jax.random.uniform(keys[0], (B, C)) < objective.mistaken
+        written_BR = jnp.where(jnp.repeat(chosen_BC, L, axis=1), _at(batch.mistaken_BS, position_BR), written_BR)
+    if objective.shifted:
+        filled_BC = jnp.clip(batch.answer_B[:, None] - block_R[None, ::L] * L, 1, L)
+        written_BCL = shift_ends(keys[1], written_BR.reshape(B, C, L), filled_BC, objective.shifted)
+        written_BR = written_BCL.reshape(B, R)
+    return written_BR
 
 
 def _denoise(

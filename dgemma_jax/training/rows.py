@@ -21,6 +21,7 @@ from dgemma_jax.training.objective import Batch, Pictures
 class Row:
     """A prompt and its answer as token ids; the answer ends with what closes the turn.
 
+    mistake: a wrong answer, or the right one, that canvases may start from; None where the objective asks for none.
     patches_INP: float32 in [0, 1] [images, patches, values]; position_IN2: int [images, patches, 2]; None without.
     """
 
@@ -28,6 +29,7 @@ class Row:
     answer: tuple[int, ...]
     patches_INP: np.ndarray | None = None
     position_IN2: np.ndarray | None = None
+    mistake: tuple[int, ...] | None = None
 
     @property
     def images(self) -> int:
@@ -133,23 +135,33 @@ class BatchStream:
 
 
 def stack(rows: Sequence[Row], length: int, config: ModelConfig, fill: int) -> Batch:
-    """Rows as one batch: each answer filled with `fill` to whole canvases, then padded to `length`."""
+    """Rows as one batch: each answer filled with `fill` to whole canvases, then padded to `length`.
+
+    Mistakes are cut or filled to the canvases of the right answer.
+    """
     canvas = config.canvas_length
-    tokens_BS = np.zeros((len(rows), length), np.int32)
-    for index, row in enumerate(rows):
-        tokens_BS[index, : row.length(canvas)] = fill
-        both = row.prompt + row.answer
-        tokens_BS[index, : len(both)] = both
+
+    def tokens(answer: Callable[[Row], tuple[int, ...]]) -> np.ndarray:
+        tokens_BS = np.zeros((len(rows), length), np.int32)
+        for index, row in enumerate(rows):
+            end = row.length(canvas)
+            both = (row.prompt + answer(row))[:end]
+            tokens_BS[index, :end] = fill
+            tokens_BS[index, : len(both)] = both
+        return tokens_BS
 
     def column(value: Callable[[Row], int]) -> jax.Array:
         return jax.device_put(np.asarray([value(row) for row in rows], np.int32))
 
+    tokens_BS = tokens(lambda row: row.answer)
+    mistaken = any(row.mistake is not None for row in rows)
     return Batch(
         jax.device_put(tokens_BS),
         column(lambda row: len(row.prompt)),
         column(lambda row: len(row.answer)),
         column(lambda row: row.blocks(canvas)),
         _pictures(rows, tokens_BS, config) if rows[0].images else None,
+        jax.device_put(tokens(lambda row: row.mistake or row.answer)) if mistaken else None,
     )
 
 

@@ -1,5 +1,6 @@
 """The training pass is the serving pass: same numbers, no leaks, no padding, no other canvas."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable
@@ -219,6 +220,40 @@ def test_a_shifted_end_changes_what_is_denoised_and_not_what_is_read_or_wanted(m
     assert straight.next_token == shifted.next_token
 
 
+def written(model, monkeypatch, batch: Batch, share: float) -> tuple:
+    """The canvases without noise, where that share holds mistakes, and the losses."""
+    monkeypatch.setattr(objective_module, "noise_levels", lambda key, shape, t_min: jnp.zeros(shape))
+    seen: list[tuple] = []
+    real = objective_module._denoise
+    monkeypatch.setattr(objective_module, "_denoise", lambda *args: seen.append(args[2]) or real(*args))
+    metrics = loss(model, batch, jax.random.key(3), Objective(blocks=2, copies=2, mistaken=share))[1]
+    return seen[0], metrics
+
+
+def test_a_mistake_is_what_is_denoised_and_not_what_is_read_or_wanted(model, monkeypatch) -> None:
+    right = rows()
+    wrong = [dataclasses.replace(row, mistake=(9, *row.answer)) for row in right]
+    straight, before = written(model, monkeypatch, stack(right, 16, CONFIG, 1), 1.0)
+    mistaken, after = written(model, monkeypatch, stack(wrong, 16, CONFIG, 1), 1.0)
+    np.testing.assert_array_equal(straight.noisy_BR, straight.target_BR)
+    np.testing.assert_array_equal(mistaken.target_BR, straight.target_BR)
+    for found, row in zip(mistaken.noisy_BR.tolist(), right, strict=True):
+        end = row.blocks(CANVAS) * CANVAS
+        answer = [9, *row.answer, *(1,) * CANVAS][:end]
+        assert found[:end] == found[2 * CANVAS :][:end] == answer
+    assert before.denoising != after.denoising
+    assert before.next_token == after.next_token
+
+
+def test_only_the_asked_share_of_canvases_holds_mistakes(model, monkeypatch) -> None:
+    many = [
+        dataclasses.replace(row, mistake=(9, *row.answer)) for _ in range(50) for row in rows() if row.blocks(4) > 1
+    ]
+    canvases, _ = written(model, monkeypatch, stack(many, 16, CONFIG, 1), 0.3)
+    first = np.asarray(canvases.noisy_BR).reshape(len(many), 4, CANVAS)[..., 0]
+    assert abs((first[:, [0, 2]] == 9).mean() - 0.3) < 0.08
+
+
 def left_by_a_step(model: DiffusionGemma, noisy: jax.Array, share: float = 1.0) -> tuple[np.ndarray, ...]:
     """Canvases of the model's own making, and drawn tokens and entropies of the prediction that they were made of."""
     x_BRD = jax.random.normal(jax.random.key(6), (*noisy.shape, CONFIG.text.hidden_size))
@@ -296,8 +331,20 @@ def test_rows_are_filled_to_whole_canvases_and_never_cut() -> None:
     batch = stack([row], 14, CONFIG, fill=1)
     assert batch.tokens_BS.tolist() == [[5, 6, 7, 8, 9, 10, 11, 12, 1, 1, 1, 0, 0, 0]]
     assert (batch.prefix_B.tolist(), batch.answer_B.tolist(), batch.blocks_B.tolist()) == ([3], [5], [2])
+    assert batch.mistaken_BS is None
     with pytest.raises(ValueError, match="11 tokens, 2 canvases"):
         next(BatchStream(lambda index: row, [Bucket(10, 2, 1)], CONFIG, fill=1))
+
+
+def test_mistakes_are_cut_or_filled_to_the_canvases_of_the_right_answer() -> None:
+    long, short, none = (Row((5, 6), (7, 8, 9), mistake=wrong) for wrong in ((4,) * 20, (4,), None))
+    batch = stack([long, short, none], 8, CONFIG, fill=1)
+    assert batch.mistaken_BS is not None
+    assert batch.mistaken_BS.tolist() == [
+        [5, 6, 4, 4, 4, 4, 0, 0],
+        [5, 6, 4, 1, 1, 1, 0, 0],
+        [5, 6, 7, 8, 9, 1, 0, 0],
+    ]
 
 
 def test_a_row_goes_where_it_costs_least() -> None:

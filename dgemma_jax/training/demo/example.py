@@ -28,7 +28,8 @@ class Example:
     """A conversation in OpenAI style whose last message is the one right answer.
 
     With `thinking`, the last message holds the thought as `reasoning`. `media` stand in the order in which the
-    messages' parts `{"type": "image"}` and `{"type": "video"}` name them.
+    messages' parts `{"type": "image"}` and `{"type": "video"}` name them. `mistake` is a wrong answer, such as the
+    model may give, for canvases to start from (`Objective.mistaken`).
     """
 
     family: str
@@ -36,6 +37,7 @@ class Example:
     tools: list[dict[str, Any]] | None = None
     media: tuple[Medium, ...] = ()
     thinking: bool = False
+    mistake: Message | None = None
 
     @property
     def prompt(self) -> list[Message]:
@@ -71,7 +73,8 @@ def call(name: str, arguments: dict[str, Any], number: int = 0) -> dict[str, Any
     return {"id": f"call_{number}", "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-def ask(family: str, question: str, answer: str, thought: str | None = None) -> Example:
-    """The usual example: one question, one answer. With a thought, thinking is on."""
+def ask(family: str, question: str, answer: str, thought: str | None = None, *, mistake: str | None = None) -> Example:
+    """The usual example: one question, one answer. With a thought, thinking is on; a mistake has the same thought."""
     messages = [user(question), assistant(answer, thought)]
-    return Example(family=family, messages=messages, thinking=thought is not None)
+    wrong = None if mistake is None else assistant(mistake, thought)
+    return Example(family=family, messages=messages, thinking=thought is not None, mistake=wrong)

@@ -13,6 +13,7 @@ from string import ascii_uppercase as alphabet
 from dgemma_jax.training.demo.arithmetic import NUMBER_WORDS
 from dgemma_jax.training.demo.example import Example, Split, ask
 from dgemma_jax.training.demo.facts import DAYS, MONTHS
+from dgemma_jax.training.demo.series import Series
 from dgemma_jax.training.demo.wording import canonical, draw_split, vary
 
 FAMILY = "lists"
@@ -27,8 +28,11 @@ TRAINED_LAST = LAST | {1: 99}
 FEWEST, MOST = 12, 45
 PRACTICE = 0.7
 """How often training asks for fewer numbers than the test, of more steps and further up: a few tokens say as much
-about where to stop. All of its counts by fives and tens are such: up to 100 there are few enough to know by heart.
+about where to stop. All of its counts by fives and tens are such, and few of them are spans like those of the test: up
+to 100 there are few enough to know by heart, and that a span is never asked for would be learned with the others.
 """
+MISTAKEN = 0.6
+"""Of the lists of training, those that come with a mistake."""
 PRACTICE_STEPS = {1: 30, 2: 16, 3: 4, 4: 4, 5: 22, 10: 18} | dict.fromkeys(RARE_STEPS, 1)
 FAR_LAST = dict.fromkeys(PRACTICE_STEPS, 400) | {1: 200, 2: 200, 5: 300}
 
@@ -66,10 +70,10 @@ NAMED = {
 
 @dataclass(frozen=True)
 class Task:
-    """A question, its answer and thought, and what holds it out."""
+    """A question, the list that answers it, its thought, and what holds it out."""
 
     question: str
-    answer: str
+    series: Series
     thought: str
     key: str
 
@@ -105,14 +109,14 @@ def _practice_span(rng: Random, step: int) -> tuple[int, int]:
 
     Now and then they go up to 999, or begin with what is no multiple of the step.
     """
-    if step == 1 and rng.random() < 0.15:
+    if step == 1 and rng.random() < 0.06:
         return 1, rng.randint(2, 45)
     near, far = LAST.get(step, 100), FAR_LAST[step]
     most = rng.choice((FEWEST - 1, 20)) if step > 2 else FEWEST - 1
     span = step * (rng.randint(2, most) - 1)
     (last,) = rng.choices((near, far, 999), weights=(35, 50, 15))
-    even = step > 2 and rng.random() < 0.75
-    low = step if rng.random() < 0.12 else rng.randint(1, max(1, last - span))
+    even = step > 2 and rng.random() < (0.15 if last == near else 0.85)
+    low = step if rng.random() < 0.05 else rng.randint(1, max(1, last - span))
     low = max(step, low // step * step) if even else low
     return low, low + span
 
@@ -141,30 +145,30 @@ def _count(rng: Random, step: int, low: int, high: int) -> Task:
         question = _listed(rng, "the numbers from {a} " + ("down to {b}" if down and rng.random() < 0.7 else "to {b}"))
     else:
         question = _ordered(rng, order)
-    numbers = range(low, high + 1, step)
-    answer = " ".join(map(str, reversed(numbers) if down else numbers))
     thought = f"Count {'down ' if down else ''}from {a} to {b}{STEPS[step][0]}."
-    return Task(question.format(a=a, b=b), answer, thought, f"counting {a} {b} {step}")
+    series = Series.numbers(a, b, -step if down else step)
+    return Task(question.format(a=a, b=b), series, thought, f"counting {a} {b} {step}")
 
 
 def _letters(rng: Random) -> Task:
     backwards = rng.choice(BACKWARDS) if rng.random() < 0.25 else ""
+    letters = alphabet[::-1] if backwards else alphabet
     if rng.random() < 0.3:
         question = _listed(rng, rng.choice(WHOLE) + backwards)
-        answer = " ".join(reversed(alphabet) if backwards else alphabet)
-        return Task(question, answer, f"The alphabet{' backwards' if backwards else ''}.", canonical(question))
+        series = Series.part(letters, 0, len(letters))
+        return Task(question, series, f"The alphabet{' backwards' if backwards else ''}.", canonical(question))
     count = rng.randint(5, 25)
-    start = rng.randrange(len(alphabet) - count + 1)
-    span = alphabet[start : start + count][:: -1 if backwards else 1]
-    question = _listed(rng, rng.choice(LETTERS)).format(a=span[0], b=span[-1])
-    return Task(question, " ".join(span), f"The letters from {span[0]} to {span[-1]}.", f"letters {span[0]} {span[-1]}")
+    start = rng.randrange(len(letters) - count + 1)
+    first, last = letters[start], letters[start + count - 1]
+    question = _listed(rng, rng.choice(LETTERS)).format(a=first, b=last)
+    series = Series.part(letters, start, count)
+    return Task(question, series, f"The letters from {first} to {last}.", f"letters {first} {last}")
 
 
 def _table(rng: Random, most: int = 12) -> Task:
     k = rng.randint(1, most)
     question = _listed(rng, rng.choice(TABLES)).format(k=k)
-    answer = "\n".join(f"{k} x {n} = {k * n}" for n in range(1, 11))
-    return Task(question, answer, f"The table of {k}.", canonical(question))
+    return Task(question, Series.table(k, 10), f"The table of {k}.", canonical(question))
 
 
 def _multiples(rng: Random) -> Task:
@@ -172,8 +176,11 @@ def _multiples(rng: Random) -> Task:
 
 
 def _practice_multiples(rng: Random) -> Task:
-    """Of many more numbers, from two on, and up to 14 of small ones: how many is for the question to say."""
-    k = rng.randint(2, rng.choice((12, 30, 99, 99)))
+    """Of many more numbers, from two on, and up to 14 of small ones: how many is for the question to say.
+
+    Seldom of those up to 12: there are few enough to learn which of them are never asked for, which are the test's.
+    """
+    k = rng.randint(2, 12) if rng.random() < 0.12 else rng.randint(13, rng.choice((30, 99, 99)))
     return _first_multiples(rng, rng.randint(2, 14 if k < 10 else 12 if k < 34 else 10), k)
 
 
@@ -181,8 +188,7 @@ def _first_multiples(rng: Random, n: int, k: int) -> Task:
     """Lines of the table, as many as asked for."""
     typed = NUMBER_WORDS[n] if n < len(NUMBER_WORDS) and rng.random() < 0.5 else str(n)
     question = _listed(rng, rng.choice(MULTIPLES)).format(n=typed, k=k)
-    answer = "\n".join(f"{k} x {i} = {k * i}" for i in range(1, n + 1))
-    return Task(question, answer, f"The first {n} multiples of {k}.", f"multiples {n} {k}")
+    return Task(question, Series.table(k, n), f"The first {n} multiples of {k}.", f"multiples {n} {k}")
 
 
 def _named(rng: Random) -> Task:
@@ -191,9 +197,9 @@ def _named(rng: Random) -> Task:
     first = rng.randrange(len(names)) if rng.random() < 0.7 else None
     start = "" if first is None else rng.choice(STARTS)
     question = _listed(rng, rng.choice(phrases) + start).format(x=names[first or 0])
-    answer = ", ".join((*names[first or 0 :], *names[: first or 0])) + "."
+    series = Series((*names[first or 0 :], *names[: first or 0]), between=", ", end=".")
     thought = f"The {kind} from {names[first or 0]} on."
-    return Task(question, answer, thought, canonical(question))
+    return Task(question, series, thought, canonical(question))
 
 
 _KINDS: dict[Split, dict[Callable[[Random], Task], int]] = {
@@ -207,4 +213,5 @@ def draw(rng: Random, split: Split, thinking: bool) -> Example:
     kinds = _KINDS[split]
     (kind,) = rng.choices(list(kinds), weights=list(kinds.values()))
     task = draw_split(rng, split, kind, lambda task: task.key)
-    return ask(FAMILY, task.question, task.answer, task.thought if thinking else None)
+    mistake = task.series.mistake(rng) if split == "train" and rng.random() < MISTAKEN else None
+    return ask(FAMILY, task.question, str(task.series), task.thought if thinking else None, mistake=mistake)

@@ -13,7 +13,7 @@ from dgemma_jax.prompt.template import ChatTemplate
 from dgemma_jax.prompt.tokenizer import Tokenizer
 from dgemma_jax.training.conversation import to_row
 from dgemma_jax.training.demo.architecture import DEMO_PROCESSOR, demo_config
-from dgemma_jax.training.demo.example import Clip, Example, Medium
+from dgemma_jax.training.demo.example import Clip, Example, Medium, Message
 from dgemma_jax.training.demo.mix import example
 from dgemma_jax.training.rows import Row
 
@@ -36,9 +36,15 @@ def _format(folder: Path) -> tuple[Tokenizer, ChatTemplate, ModelConfig]:
 
 
 def demo_row(drawn: Example, tokenizer: Tokenizer, template: ChatTemplate, config: ModelConfig) -> Row:
-    """A drawn conversation as a training row."""
+    """A drawn conversation as a training row; the mistake of one without is its right answer."""
     media = [demo_medium(medium) for medium in drawn.media]
-    return to_row(drawn.messages, tokenizer, template, config, tools=drawn.tools, media=media, thinking=drawn.thinking)
+
+    def row(messages: list[Message]) -> Row:
+        return to_row(messages, tokenizer, template, config, tools=drawn.tools, media=media, thinking=drawn.thinking)
+
+    right = row(drawn.messages)
+    wrong = right if drawn.mistake is None else row([*drawn.prompt, drawn.mistake])
+    return dataclasses.replace(right, mistake=wrong.answer)
 
 
 def demo_medium(drawn: Medium) -> Picture | Film:

@@ -51,7 +51,7 @@ BUCKETS = (
     Bucket(176, 1, 14, images=4),
 )
 """About as many tokens, clean and noisy, in a batch of each shape."""
-COPIES, OWN, SHIFTED = 2, 0.6, 0.3
+COPIES, OWN, SHIFTED, MISTAKEN = 2, 0.6, 0.3, 0.5
 LOG_EVERY = 20
 SAVE_SECONDS = 120.0
 """Between two saves. What is learned does not depend on when a run was saved."""
@@ -182,5 +182,11 @@ class DemoRun:
 
 def _objective(bucket: Bucket) -> Objective:
     return Objective(
-        blocks=bucket.blocks, copies=COPIES, fill_weight=0.3, balance_weight=0.003, own=OWN, shifted=SHIFTED
+        blocks=bucket.blocks,
+        copies=COPIES,
+        fill_weight=0.3,
+        balance_weight=0.003,
+        own=OWN,
+        shifted=SHIFTED,
+        mistaken=MISTAKEN,
     )

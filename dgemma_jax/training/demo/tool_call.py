@@ -4,9 +4,12 @@ from random import Random
 
 from dgemma_jax.training.demo.example import Example, Split, assistant, user
 from dgemma_jax.training.demo.tool_declared import Tool, declare, draw_others, draw_tool, near_noun
+from dgemma_jax.training.demo.tool_mistakes import mistaken_call
 from dgemma_jax.training.demo.tool_request import Request, draw_request, write_question
 
 FAMILY = "tool_call"
+MISTAKEN = 0.5
+"""Of the examples of training, those that come with a mistake."""
 
 
 def draw(rng: Random, split: Split, thinking: bool) -> Example:
@@ -19,6 +22,7 @@ def draw(rng: Random, split: Split, thinking: bool) -> Example:
         messages=[user(question), assistant(None, thought, [request.call()])],
         tools=declare(rng, tools),
         thinking=thinking,
+        mistake=mistaken_call(rng, request, tools, thinking) if split == "train" and rng.random() < MISTAKEN else None,
     )
 
 

@@ -97,7 +97,7 @@ def draw_tool(rng: Random, split: Split, most: int = 3, *, plain: bool = False) 
 
 
 def _draw_parameters(rng: Random, split: Split, most: int, *, practice: bool) -> tuple[Parameter, ...]:
-    (count,) = rng.choices((0, 1, 2, 3), weights=(5, 58, 28, 9))
+    (count,) = rng.choices((0, 1, 2, 3), weights=(9 if practice else 5, 58, 28, 9))
     drawn = rng.sample(PARAMETERS, min(count, most))
     for place in range(len(drawn)):
         if rng.random() < (0.3 if practice else 0.15):

@@ -5,15 +5,17 @@ from collections.abc import Callable
 from random import Random
 
 from dgemma_jax.training.demo import arithmetic, capitals, facts, greetings
-from dgemma_jax.training.demo.example import Example, Split, assistant, user
+from dgemma_jax.training.demo.example import Example, Message, Split, assistant, call, user
 from dgemma_jax.training.demo.tool_declared import Tool, declare, draw_others, draw_tool
-from dgemma_jax.training.demo.tool_request import draw_request, write_question
+from dgemma_jax.training.demo.tool_request import Request, draw_request, write_question
 
 FAMILY = "no_call"
 DECLINED = "I have no tool for that."
 THOUGHT = "No tool fits."
 ORDINARY: dict[Split, float] = {"train": 0.3, "test": 0.5}
 """How many are ordinary questions. To see that no tool fits is what takes long to learn."""
+MISTAKEN = 0.5
+"""Of the examples of training, those that come with a mistake."""
 
 _ORDINARY: tuple[Callable[[Random, Split, bool], Example], ...] = (
     arithmetic.draw,
@@ -27,11 +29,13 @@ def draw(rng: Random, split: Split, thinking: bool) -> Example:
     """A question that no declared tool answers."""
     (count,) = rng.choices((1, 2, 3, 4), weights=(35, 35, 15, 15))
     wanted: tuple[Tool, ...] = ()
+    request = None
     if rng.random() < ORDINARY[split]:
         asked, answer = _ordinary(rng, split)
     else:
         wanted = (_wanted(rng, split),)
-        asked, answer = write_question(rng, draw_request(rng, split, wanted[0]), plain=False), DECLINED
+        request = draw_request(rng, split, wanted[0])
+        asked, answer = write_question(rng, request, plain=False), DECLINED
     words = " ".join((asked, *(tool.noun for tool in wanted)))
     tools: list[Tool] = []
     while len(tools) < count:
@@ -42,7 +46,22 @@ def draw(rng: Random, split: Split, thinking: bool) -> Example:
         messages=[user(asked), assistant(answer, THOUGHT if thinking else None)],
         tools=declare(rng, tools),
         thinking=thinking,
+        mistake=_mistake(rng, request, tools, thinking) if split == "train" and rng.random() < MISTAKEN else None,
     )
+
+
+def decline(thinking: bool) -> Message:
+    """The answer to a request that no declared tool serves."""
+    return assistant(DECLINED, THOUGHT if thinking else None)
+
+
+def _mistake(rng: Random, request: Request | None, tools: list[Tool], thinking: bool) -> Message:
+    """A call all the same, with the arguments that another tool would get; an ordinary question may be declined."""
+    if request is None and rng.random() < 0.5:
+        return decline(thinking)
+    name = rng.choice(tools).name
+    arguments = {} if request is None else dict(sorted(request.arguments.items()))
+    return assistant(None, f"I call {name}." if thinking else None, [call(name, arguments)])
 
 
 def _ordinary(rng: Random, split: Split) -> tuple[str, str]:
