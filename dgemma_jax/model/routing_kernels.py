@@ -85,19 +85,23 @@ def _choose(
     tile = pl.program_id(0)
     token_R, index_E = tile * TOKENS + jnp.arange(TOKENS, dtype=jnp.int32), jnp.arange(E, dtype=jnp.int32)
     there_R = token_R < A
-    score_RE = plt.load(score_ref.at[token_R[:, None], index_E[None]], mask=there_R[:, None], other=0)
+    place = (token_R[:, None], index_E[None])
+    score_RE = plt.load(score_ref.at[place], mask=there_R[:, None], other=0)
     left_RE = _softmax(score_RE.astype(jnp.float32))
-    chosen = []
-    for _ in range(X):
+    # What is chosen lies in the first columns of as many as there are experts: it stays in the threads that chose it.
+    expert_RE, weight_RE = jnp.zeros((TOKENS, E), jnp.int32), jnp.zeros((TOKENS, E), jnp.float32)
+    total_R = jnp.zeros(TOKENS, jnp.float32)
+    for choice in range(X):
         # The first of equal ones, as `top_k`.
-        expert_R, probability_R = jax.lax.argmax(left_RE, 1, jnp.int32), jnp.max(left_RE, axis=1)
-        chosen.append((expert_R, probability_R))
+        expert_R, weight_R = jax.lax.argmax(left_RE, 1, jnp.int32), jnp.max(left_RE, axis=1)
+        expert_RE = jnp.where(index_E[None] == choice, expert_R[:, None], expert_RE)
+        weight_RE = jnp.where(index_E[None] == choice, weight_R[:, None], weight_RE)
+        total_R += weight_R
         left_RE = jnp.where(index_E[None] == expert_R[:, None], -1.0, left_RE)
-    total_R = sum((probability_R for _, probability_R in chosen[1:]), start=chosen[0][1])
-    for choice, (expert_R, probability_R) in enumerate(chosen):
-        scale_R = plt.load(scale_ref.at[expert_R]).astype(jnp.float32)
-        plt.store(expert_ref.at[token_R, choice], expert_R, mask=there_R)
-        plt.store(weight_ref.at[token_R, choice], probability_R / total_R * scale_R, mask=there_R)
+    chosen_RE = there_R[:, None] & (index_E[None] < X)
+    scale_RE = plt.load(scale_ref.at[expert_RE], mask=chosen_RE, other=0).astype(jnp.float32)
+    plt.store(expert_ref.at[place], expert_RE, mask=chosen_RE)
+    plt.store(weight_ref.at[place], weight_RE / total_R[:, None] * scale_RE, mask=chosen_RE)
     picks_RE = (left_RE < 0) & there_R[:, None]
     plt.store(count_ref.at[tile, index_E], jnp.sum(picks_RE.astype(jnp.int32), axis=0))
 
@@ -138,12 +142,14 @@ def cut(expert_AX: jax.Array, count_YE: jax.Array, rows: int, most: int) -> Bloc
 def _cut(sizes: Sizes, expert_ref: Any, count_ref: Any, token_ref: Any, block_ref: Any, row_ref: Any) -> None:
     """The blocks of one expert; of the last one also those behind, which are not used."""
     own, index_E = pl.program_id(0), jnp.arange(sizes.E, dtype=jnp.int32)
+    # Asked for before the counts are: they come together.
+    first_Z = _choices(sizes, expert_ref, jnp.int32(0))
     count_E = _total(sizes, count_ref)
     blocks_E = (count_E + (sizes.rows - 1)) // sizes.rows
     first = jnp.sum(jnp.where(index_E < own, blocks_E, 0))
     count = jnp.sum(jnp.where(index_E == own, count_E, 0))
     end = first + (count + (sizes.rows - 1)) // sizes.rows
-    _place(sizes, own, first * sizes.rows, expert_ref, token_ref, row_ref)
+    _place(sizes, own, first * sizes.rows, first_Z, expert_ref, token_ref, row_ref)
     row_R = first * sizes.rows + count + _lanes(sizes.rows)
     plt.store(token_ref.at[row_R], jnp.full(row_R.shape, sizes.A, jnp.int32), mask=row_R < end * sizes.rows)
     # A token picks an expert once: so many blocks are enough for all of them.
@@ -157,21 +163,30 @@ def _cut(sizes: Sizes, expert_ref: Any, count_ref: Any, token_ref: Any, block_re
         plt.store(block_ref.at[index_J], jnp.full(index_J.shape, sizes.E, jnp.int32), mask=unused_J)
 
 
-def _place(sizes: Sizes, own: jax.Array, row: jax.Array, expert_ref: Any, token_ref: Any, row_ref: Any) -> None:
-    """Gives the choices of this expert rows from `row` on, those of earlier tokens first."""
-    choices = sizes.A * sizes.X
-    lane_Z = _lanes(min(choices, CHOICES))
+def _place(
+    sizes: Sizes, own: jax.Array, row: jax.Array, first_Z: jax.Array, expert_ref: Any, token_ref: Any, row_ref: Any
+) -> None:
+    """Gives the choices of this expert rows from `row` on, those of earlier tokens first. `first_Z`: the first part."""
+    size = len(first_Z)
 
-    def place(part: jax.Array, row: jax.Array) -> jax.Array:
-        index_Z = part * len(lane_Z) + lane_Z
-        mine_Z = plt.load(expert_ref.at[index_Z], mask=index_Z < choices, other=sizes.E) == own
+    def place(part: jax.Array, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        row, expert_Z = state
+        next_Z = _choices(sizes, expert_ref, part + 1)
+        index_Z, mine_Z = part * size + _lanes(size), expert_Z == own
         # Out of bounds for the others: interpreted, a masked store writes what was there before.
         row_Z = jnp.where(mine_Z, row - 1 + jax.lax.cumsum(mine_Z.astype(jnp.int32)), sizes.most * sizes.rows)
         plt.store(row_ref.at[index_Z], row_Z, mask=mine_Z)
         plt.store(token_ref.at[row_Z], index_Z // sizes.X, mask=mine_Z)
-        return row + jnp.sum(mine_Z.astype(jnp.int32))
+        return row + jnp.sum(mine_Z.astype(jnp.int32)), next_Z
 
-    jax.lax.fori_loop(0, pl.cdiv(choices, len(lane_Z)), place, row)
+    jax.lax.fori_loop(0, pl.cdiv(sizes.A * sizes.X, size), place, (row, first_Z))
+
+
+def _choices(sizes: Sizes, expert_ref: Any, part: jax.Array) -> jax.Array:
+    """The experts of some choices; E behind the last."""
+    lane_Z = _lanes(min(sizes.A * sizes.X, CHOICES))
+    index_Z = part * len(lane_Z) + lane_Z
+    return plt.load(expert_ref.at[index_Z], mask=index_Z < sizes.A * sizes.X, other=sizes.E)
 
 
 def _total(sizes: Sizes, count_ref: Any) -> jax.Array:
