@@ -20,8 +20,8 @@ from dgemma_jax.model.attention import KeyValue
 from dgemma_jax.model.norms import rms_norm, run_as_kernels, with_gradient_of
 from dgemma_jax.model.rope import Rotation, rotate
 
-NUMBERS, WARPS = 2048, 4
-"""Of a program: numbers of its queries, unless one key head's are more, and threads in 32."""
+NUMBERS, NUMBERS_OF_WARP = 1024, 1024
+"""Of a program, unless one key head and its queries have more, and of every 32 threads."""
 
 
 class Heads(NamedTuple):
@@ -64,85 +64,78 @@ def norm_heads_by_kernel(raw: Heads, scales: Scales, turn: Rotation, epsilon: fl
 
 def _call(raw: Heads, scales: Scales, turn: Rotation, epsilon: float) -> tuple[jax.Array, KeyValue]:
     (B, T, H, C), K = raw.q_BTHC.shape, raw.key_BTKC.shape[2]
-    at_once = math.gcd(B * T * K, max(NUMBERS // (H // K * C), 1))
-    sizes = Sizes(T, H, K, C, at_once, epsilon)
-    flat = (x.reshape(-1, C) for x in (*raw, *turn))
-    keys = jax.ShapeDtypeStruct((B * K * T, C), raw.key_BTKC.dtype)
+    G = H // K
+    each = (G + 2) * C
+    heads = math.gcd(K, max(NUMBERS // each, 1))
+    warps = max(heads * each // NUMBERS_OF_WARP, 1)
+    keys = jax.ShapeDtypeStruct((B, K, T, C), raw.key_BTKC.dtype)
     call = pl.pallas_call(
-        functools.partial(_kernel, sizes),
-        out_shape=(jax.ShapeDtypeStruct((B * T * H, C), raw.q_BTHC.dtype), keys, keys),
-        grid=(B * T * K // at_once,),
-        compiler_params=plt.CompilerParams(num_warps=WARPS),
+        functools.partial(_kernel, Sizes(T, G, C, heads, epsilon)),
+        out_shape=(jax.ShapeDtypeStruct(raw.q_BTHC.shape, raw.q_BTHC.dtype), keys, keys),
+        grid=(B * T, K // heads),
+        compiler_params=plt.CompilerParams(num_warps=1 << warps.bit_length() - 1),
         interpret=jax.default_backend() != "gpu",
         name="head_norms",
     )
-    q_YC, *key_value = call(*flat, *scales)
-    return q_YC.reshape(raw.q_BTHC.shape), KeyValue(*(x.reshape(B, K, T, C) for x in key_value))
+    q_BTHC, *key_value = call(raw, scales, turn)
+    return q_BTHC, KeyValue(*key_value)
 
 
 class Sizes(NamedTuple):
-    """Tokens, query heads, key heads, the size of a head, key heads of a program, and the norms' epsilon."""
+    """Tokens, queries per key head, the size of a head, key heads of a program, and the norms' epsilon."""
 
     T: int
-    H: int
-    K: int
+    G: int
     C: int
-    at_once: int
+    heads: int
     epsilon: float
 
 
 def _kernel(
-    sizes: Sizes,
-    q_ref: Any,
-    key_ref: Any,
-    value_ref: Any,
-    cos_ref: Any,
-    sin_ref: Any,
-    q_scale_ref: Any,
-    key_scale_ref: Any,
-    q_out_ref: Any,
-    key_out_ref: Any,
-    value_out_ref: Any,
+    sizes: Sizes, raw: Any, scales: Any, turn: Any, q_out_ref: Any, key_out_ref: Any, value_out_ref: Any
 ) -> None:
-    """Some key heads, of one token or of several that follow each other, and the query heads that they serve."""
-    turn = (cos_ref, sin_ref)
-    queries = sizes.at_once * sizes.H // sizes.K
-    query_R = pl.program_id(0) * queries + jnp.arange(queries, dtype=jnp.int32)
-    _turn(sizes, q_ref, query_R, q_scale_ref, turn, query_R // sizes.H, q_out_ref, query_R)
-    key_R = pl.program_id(0) * sizes.at_once + jnp.arange(sizes.at_once, dtype=jnp.int32)
-    token_R, head_R = key_R // sizes.K, key_R % sizes.K
-    heads_first_R = (token_R // sizes.T * sizes.K + head_R) * sizes.T + token_R % sizes.T
-    _turn(sizes, key_ref, key_R, key_scale_ref, turn, token_R, key_out_ref, heads_first_R)
-    column_1C = jnp.arange(sizes.C, dtype=jnp.int32)[None]
-    value_RC = plt.load(value_ref.at[key_R[:, None], column_1C]).astype(jnp.float32)
-    value_RC *= _inverse(sizes, jnp.sum(value_RC * value_RC, axis=1))
-    plt.store(value_out_ref.at[heads_first_R[:, None], column_1C], value_RC.astype(value_out_ref.dtype))
-
-
-def _turn(
-    sizes: Sizes,
-    ref: Any,
-    row_R: jax.Array,
-    scale_ref: Any,
-    turn: tuple[Any, Any],
-    token_R: jax.Array,
-    out_ref: Any,
-    out_R: jax.Array,
-) -> None:
-    """Norms, scales and rotates heads, a half beside the other: their angles are the same."""
-    first_C = jnp.arange(sizes.C // 2, dtype=jnp.int32)
-    halves = (first_C, first_C + sizes.C // 2)
-    read = [plt.load(ref.at[row_R[:, None], half_C[None]]).astype(jnp.float32) for half_C in halves]
-    cos_RC, sin_RC = (plt.load(x.at[token_R[:, None], first_C[None]]).astype(jnp.float32) for x in turn)
-    inverse_R1 = _inverse(sizes, sum(jnp.sum(x_RC * x_RC, axis=1) for x_RC in read))
-    x_RC, y_RC = (
-        half_RC * inverse_R1 * plt.load(scale_ref.at[half_C]).astype(jnp.float32)[None]
-        for half_RC, half_C in zip(read, halves, strict=True)
+    """Some key heads of one token, and the query heads that they serve."""
+    row, token = pl.program_id(0) // sizes.T, pl.program_id(0) % sizes.T
+    key_heads = pl.ds(pl.program_id(1) * sizes.heads, sizes.heads)
+    q_heads = pl.ds(pl.program_id(1) * sizes.heads * sizes.G, sizes.heads * sizes.G)
+    # Everything is read before anything is computed: a program waits for memory once.
+    q_halves, key_halves = (
+        _halves(sizes, ref, row, token, heads) for ref, heads in ((raw.q_BTHC, q_heads), (raw.key_BTKC, key_heads))
     )
-    for half_C, out_RC in zip(halves, (x_RC * cos_RC - y_RC * sin_RC, y_RC * cos_RC + x_RC * sin_RC), strict=True):
-        plt.store(out_ref.at[out_R[:, None], half_C[None]], out_RC.astype(out_ref.dtype))
+    value_RC = plt.load(raw.value_BTKC.at[row, token, key_heads]).astype(jnp.float32)
+    q_scale, key_scale = (_halves(sizes, scale_ref) for scale_ref in scales)
+    # The angles of both halves are the same.
+    cos_C, sin_C = (_halves(sizes, turn_ref, row, token)[0] for turn_ref in turn)
+    _store(sizes, q_out_ref, (row, token, q_heads), _turned(sizes, q_halves, q_scale, cos_C, sin_C))
+    place = (row, key_heads, token)
+    _store(sizes, key_out_ref, place, _turned(sizes, key_halves, key_scale, cos_C, sin_C))
+    value_RC *= _inverse(sizes, jnp.sum(value_RC * value_RC, axis=1))
+    plt.store(value_out_ref.at[place], value_RC.astype(value_out_ref.dtype))
 
 
-def _inverse(sizes: Sizes, squares_R: Any) -> jax.Array:
+Halves = tuple[jax.Array, jax.Array]
+
+
+def _halves(sizes: Sizes, ref: Any, *place: Any) -> Halves:
+    half = sizes.C // 2
+    first, second = (plt.load(ref.at[(*place, pl.ds(start, half))]).astype(jnp.float32) for start in (0, half))
+    return first, second
+
+
+def _turned(sizes: Sizes, halves: Halves, scale: Halves, cos_C: jax.Array, sin_C: jax.Array) -> Halves:
+    """Heads normed, scaled and rotated, a half beside the other."""
+    squares_R = jnp.sum(halves[0] * halves[0], axis=1) + jnp.sum(halves[1] * halves[1], axis=1)
+    inverse_R1 = _inverse(sizes, squares_R)
+    x_RC, y_RC = (half_RC * inverse_R1 * scale_C[None] for half_RC, scale_C in zip(halves, scale, strict=True))
+    return x_RC * cos_C[None] - y_RC * sin_C[None], y_RC * cos_C[None] + x_RC * sin_C[None]
+
+
+def _inverse(sizes: Sizes, squares_R: jax.Array) -> jax.Array:
     """One over the root of the mean square."""
     return jax.lax.rsqrt(squares_R / sizes.C + sizes.epsilon)[:, None]
+
+
+def _store(sizes: Sizes, ref: Any, place: tuple[Any, ...], halves: Halves) -> None:
+    half = sizes.C // 2
+    for start, out_RC in zip((0, half), halves, strict=True):
+        plt.store(ref.at[(*place, pl.ds(start, half))], out_RC.astype(ref.dtype))
