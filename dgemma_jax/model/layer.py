@@ -75,10 +75,11 @@ class Layer(nnx.Module):
         attended_BTD, key_value = self.attention(self.attention_norm(x_BTD), turn, past, mask_BTT)
         kernels = run_as_kernels(x_BTD, self.attention.mesh)
         add = add_attended_by_kernel if kernels else add_attended
-        x_BTD, for_mlp_BTD, for_experts_BTD = add(x_BTD, attended_BTD, self._attended_scales(), self.epsilon)
-        # The router reads the residual stream itself; the experts and the MLP each read their own norm of it.
+        x_BTD, for_mlp_BTD, for_experts_BTD, for_router_BTD = add(
+            x_BTD, attended_BTD, self._attended_scales(), self.epsilon
+        )
         D = x_BTD.shape[-1]
-        routing = self.router(x_BTD.reshape(-1, D))
+        routing = self.router.route(for_router_BTD.reshape(-1, D))
         expert_BTD = self.experts(for_experts_BTD.reshape(-1, D), routing).reshape(x_BTD.shape)
         mlp_BTD = self.mlp(for_mlp_BTD)
         add_both = add_branches_by_kernel if kernels else add_branches
@@ -87,7 +88,8 @@ class Layer(nnx.Module):
 
     def _attended_scales(self) -> AttendedScales:
         norms = (self.attention_out_norm, self.mlp_norm, self.experts_norm)
-        return AttendedScales(*(norm.scale[...] for norm in norms))
+        out_D, mlp_D, experts_D = (norm.scale[...] for norm in norms)
+        return AttendedScales(out_D, mlp_D, experts_D, self.router.scale_D[...])
 
     def _branch_scales(self, mode: Mode) -> BranchScales:
         scalar_1 = self.encoder_scalar_1 if mode == "encoder" else self.decoder_scalar_1

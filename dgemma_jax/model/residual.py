@@ -1,6 +1,6 @@
 """What a layer adds to the residual stream, and the norms of it that its parts read.
 
-    x, attended      -> x + norm(attended), and two norms of that: what the MLP reads, and what the experts read
+    x, attended      -> x + norm(attended), and norms of that: what the MLP, the experts and the router read
     x, mlp, experts  -> (x + norm(norm(mlp) + norm(experts))) * the layer's scalar
 
 Done plainly each is several small programs on a GPU, one after another; on NVIDIA GPUs each is one kernel with a
@@ -15,29 +15,33 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
 from dgemma_jax.model.norms import rms_norm, with_gradient_of
+from dgemma_jax.model.router import router_norm
 
 WARPS = 8
 """Threads of a program, in 32."""
 
 
 class AttendedScales(NamedTuple):
-    """Of the norms of what attention made, of what the MLP reads, and of what the experts read."""
+    """Of the norms of what attention made, and of what the MLP, the experts and the router read."""
 
     out_D: jax.Array
     mlp_D: jax.Array
     experts_D: jax.Array
+    router_D: jax.Array
 
 
 class Attended(NamedTuple):
-    """The residual stream after attention, and two norms of it."""
+    """The residual stream after attention, and norms of it."""
 
     x_BTD: jax.Array
     for_mlp_BTD: jax.Array
     for_experts_BTD: jax.Array
+    for_router_BTD: jax.Array
 
 
 class BranchScales(NamedTuple):
@@ -52,7 +56,12 @@ class BranchScales(NamedTuple):
 def add_attended(x_BTD: jax.Array, attended_BTD: jax.Array, scales: AttendedScales, epsilon: float) -> Attended:
     """The residual stream with what attention made, normed."""
     x_BTD = x_BTD + rms_norm(attended_BTD, scales.out_D, epsilon)
-    return Attended(x_BTD, rms_norm(x_BTD, scales.mlp_D, epsilon), rms_norm(x_BTD, scales.experts_D, epsilon))
+    return Attended(
+        x_BTD,
+        rms_norm(x_BTD, scales.mlp_D, epsilon),
+        rms_norm(x_BTD, scales.experts_D, epsilon),
+        router_norm(x_BTD, scales.router_D, epsilon),
+    )
 
 
 def add_branches(
@@ -67,7 +76,7 @@ def add_attended_by_kernel(
     x_BTD: jax.Array, attended_BTD: jax.Array, scales: AttendedScales, epsilon: float
 ) -> Attended:
     """As `add_attended`, and rounded where that rounds; its gradient is that of `add_attended`."""
-    kernel = functools.partial(_call, _attended_kernel, epsilon, Attended(x_BTD, x_BTD, x_BTD))
+    kernel = functools.partial(_call, _attended_kernel, epsilon, Attended(x_BTD, x_BTD, x_BTD, x_BTD))
     plain = functools.partial(add_attended, epsilon=epsilon)
     return with_gradient_of(plain, kernel)(x_BTD, attended_BTD, scales)
 
@@ -112,10 +121,10 @@ class Row(NamedTuple):
         place, inside_D = self._place(ref)
         plt.store(ref.at[place], x_D.astype(ref.dtype), mask=inside_D)
 
-    def norm(self, x_D: jax.Array, scale_D: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    def norm(self, x_D: jax.Array, scale_D: jax.Array | None, dtype: jnp.dtype) -> jax.Array:
         """As `norms.rms_norm` of numbers that have been rounded to `dtype`."""
         inverse_1 = jax.lax.rsqrt(jnp.sum(x_D * x_D, keepdims=True) / self.D + self.epsilon)
-        return rounded(x_D * inverse_1 * scale_D, dtype)
+        return rounded(x_D * inverse_1 if scale_D is None else x_D * inverse_1 * scale_D, dtype)
 
     def _place(self, ref: Any) -> tuple[tuple[Any, ...], jax.Array]:
         column_D = jnp.arange(pl.next_power_of_2(self.D), dtype=jnp.int32)
@@ -131,13 +140,13 @@ def rounded(x_D: jax.Array, dtype: jnp.dtype) -> jax.Array:
 def _attended_kernel(row: Row, x_ref: Any, attended_ref: Any, scale_refs: Any, *out_refs: Any) -> None:
     # Everything is read before anything is computed: a program waits for memory once.
     x_D, attended_D = row.read(x_ref), row.read(attended_ref)
-    out_D, *scales = (row.read(ref) for ref in scale_refs)
+    out_D, mlp_D, experts_D, router_D = (row.read(ref) for ref in scale_refs)
     dtype = x_ref.dtype
     x_D = rounded(x_D + row.norm(attended_D, out_D, dtype), dtype)
-    sum_ref, *normed_refs = out_refs
-    row.write(sum_ref, x_D)
-    for ref, scale_D in zip(normed_refs, scales, strict=True):
-        row.write(ref, row.norm(x_D, scale_D, dtype))
+    for_router_D = rounded(row.norm(x_D, None, dtype) * router_D, dtype) * float(np.asarray(row.D**-0.5, dtype))
+    made = (x_D, row.norm(x_D, mlp_D, dtype), row.norm(x_D, experts_D, dtype), for_router_D)
+    for ref, made_D in zip(out_refs, made, strict=True):
+        row.write(ref, made_D)
 
 
 def _branches_kernel(row: Row, x_ref: Any, mlp_ref: Any, expert_ref: Any, scale_refs: Any, out_ref: Any) -> None:

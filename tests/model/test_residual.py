@@ -41,7 +41,7 @@ def arguments(plain: Callable[..., Any], rows: int, dtype: str = "float32", make
     x, first, second = (make(seed, rows, 5, D, dtype=dtype) for seed in range(3))
     scales = [make(seed, D, dtype=dtype) for seed in range(3, 6)]
     if plain is add_attended:
-        return x, first, AttendedScales(*scales)
+        return x, first, AttendedScales(*scales, make(6, D, dtype=dtype))
     return x, first, second, BranchScales(*scales, make(6, 1, dtype=dtype))
 
 
