@@ -17,6 +17,12 @@ from dgemma_jax.model.routing_kernels import Choice, choose, count, fits
 from dgemma_jax.sharding import by_rows
 
 
+def router_norm(x: jax.Array, scale_D: jax.Array, epsilon: float) -> jax.Array:
+    """What experts are scored on: rounded before it is scaled, unlike other norms."""
+    D = x.shape[-1]
+    return rms_norm(x, None, epsilon) * scale_D.reshape((1,) * (x.ndim - 1) + (D,)) * D**-0.5
+
+
 class Routing(NamedTuple):
     """Chosen experts of each token, their weights, and the probabilities they were chosen from.
 
@@ -43,7 +49,11 @@ class Router(nnx.Module):
         self.epsilon = config.rms_norm_eps
 
     def __call__(self, x_AD: jax.Array) -> Routing:
-        normed_AD = rms_norm(x_AD, None, self.epsilon) * self.scale_D[...][None] * x_AD.shape[-1] ** -0.5
+        """The choices of tokens of the residual stream."""
+        return self.route(router_norm(x_AD, self.scale_D[...], self.epsilon))
+
+    def route(self, normed_AD: jax.Array) -> Routing:
+        """The choices of tokens that `router_norm` has normed."""
         score_AE = einsum("ad,ed->ae", normed_AD, self.proj_ED[...])
         scale_E, X = self.per_expert_scale_E[...], self.chosen
         probability_AE = _probabilities(score_AE)
