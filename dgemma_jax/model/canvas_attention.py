@@ -23,17 +23,16 @@ from dgemma_jax.model.attention import MASKED, Segment
 QUERIES = 64
 """Pairs of token and head of one program; they share a key head."""
 KEYS, PROCESSORS = (64, 32), 132
-"""Keys that are scored at a time: the first where no processor has more than one program, else so few that two fit."""
+"""Keys that are scored at a time: the first where no processor has more than one program, else so few that two fit; or
+that one fits, of a large head (160 KB).
+"""
 WARPS, STAGES = 4, 2
 """Threads of a program, in 32, and blocks of keys that are being read at a time. Measured on an H200:
 docs/performance.md."""
 COLUMNS = 256
 """Of values, of one program at most: the sums of more do not fit its registers. Of a larger head several programs score
 the same keys."""
-KEYS_OF_LARGE, WARPS_OF_LARGE, STAGES_OF_LARGE = 32, 8, 2
-"""The same numbers for such heads: queries, keys and values, of 160 KB together, lie in a processor's memory."""
 LARGEST_HEAD = 512
-"""Of full layers of the 26B. With 256 they are left to `attention.attend`."""
 CAPABILITIES = ("9.", "10.")
 """Of CUDA devices those whose processors have the memory for it, 227 KB: Hopper and data-centre Blackwell."""
 
@@ -66,13 +65,12 @@ def attend_canvas(q_BTHC: jax.Array, segments: list[Segment]) -> jax.Array:
     used_1 = jnp.reshape(jnp.asarray(S if past.used is None else past.used, jnp.int32), 1)
     parts = pl.cdiv(C, COLUMNS)
     grid = (B * K, T * (H // K) // QUERIES, parts)
-    keys = KEYS_OF_LARGE if parts > 1 else KEYS[grid[0] * grid[1] > PROCESSORS]
-    warps, stages = (WARPS_OF_LARGE, STAGES_OF_LARGE) if parts > 1 else (WARPS, STAGES)
+    keys = KEYS[parts > 1 or grid[0] * grid[1] > PROCESSORS]
     call = pl.pallas_call(
         functools.partial(_kernel, Sizes(T, H // K, K, C, C // parts, keys)),
         out_shape=jax.ShapeDtypeStruct(q_BTHC.shape, q_BTHC.dtype),
         grid=grid,
-        compiler_params=plt.CompilerParams(num_warps=warps, num_stages=stages),
+        compiler_params=plt.CompilerParams(num_warps=WARPS, num_stages=STAGES),
         interpret=jax.default_backend() != "gpu",
         name="canvas_attention",
     )

@@ -39,8 +39,16 @@ class Scales(NamedTuple):
     key_C: jax.Array
 
 
-def norm_heads(raw: Heads, scales: Scales, turn: Rotation, epsilon: float) -> tuple[jax.Array, KeyValue]:
+def norm_heads(
+    raw: Heads, scales: Scales, turn: Rotation, epsilon: float, mesh: Mesh | None
+) -> tuple[jax.Array, KeyValue]:
     """Queries [B, T, H, C] and keys normed, scaled and rotated, values normed."""
+    run = norm_heads_by_kernel if fits(raw, mesh) else norm_heads_plainly
+    return run(raw, scales, turn, epsilon)
+
+
+def norm_heads_plainly(raw: Heads, scales: Scales, turn: Rotation, epsilon: float) -> tuple[jax.Array, KeyValue]:
+    """As `norm_heads`, for any device."""
     q_BTHC = rotate(rms_norm(raw.q_BTHC, scales.q_C, epsilon), turn)
     key_BTKC = rotate(rms_norm(raw.key_BTKC, scales.key_C, epsilon), turn)
     value_BTKC = rms_norm(raw.value_BTKC, None, epsilon)
@@ -57,8 +65,8 @@ def fits(raw: Heads, mesh: Mesh | None) -> bool:
 
 
 def norm_heads_by_kernel(raw: Heads, scales: Scales, turn: Rotation, epsilon: float) -> tuple[jax.Array, KeyValue]:
-    """As `norm_heads`, in float32 throughout and rounded once, at the end; its gradient is that of `norm_heads`."""
-    plain, kernel = (functools.partial(run, epsilon=epsilon) for run in (norm_heads, _call))
+    """As `norm_heads`, in float32 throughout and rounded once, at the end; its gradient is that of the plain way."""
+    plain, kernel = (functools.partial(run, epsilon=epsilon) for run in (norm_heads_plainly, _call))
     return with_gradient_of(plain, kernel)(raw, scales, turn)
 
 

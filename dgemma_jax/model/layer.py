@@ -13,16 +13,9 @@ from dgemma_jax.config import LayerType, TextConfig
 from dgemma_jax.model.attention import KeyValue, Segment
 from dgemma_jax.model.mlp import GatedMLP
 from dgemma_jax.model.moe import Experts
-from dgemma_jax.model.norms import RMSNorm, run_as_kernels
+from dgemma_jax.model.norms import RMSNorm
 from dgemma_jax.model.parameter import constant
-from dgemma_jax.model.residual import (
-    AttendedScales,
-    BranchScales,
-    add_attended,
-    add_attended_by_kernel,
-    add_branches,
-    add_branches_by_kernel,
-)
+from dgemma_jax.model.residual import AttendedScales, BranchScales, add_attended, add_branches
 from dgemma_jax.model.rope import Rotation
 from dgemma_jax.model.router import Router, Routing
 from dgemma_jax.model.self_attention import Attention
@@ -73,17 +66,12 @@ class Layer(nnx.Module):
     ) -> LayerOutput:
         """The layer itself."""
         attended_BTD, key_value = self.attention(self.attention_norm(x_BTD), turn, past, mask_BTT)
-        kernels = run_as_kernels(x_BTD, self.attention.mesh)
-        add = add_attended_by_kernel if kernels else add_attended
-        x_BTD, for_mlp_BTD, for_experts_BTD, for_router_BTD = add(
-            x_BTD, attended_BTD, self._attended_scales(), self.epsilon
-        )
-        D = x_BTD.shape[-1]
-        routing = self.router.route(for_router_BTD.reshape(-1, D))
-        expert_BTD = self.experts(for_experts_BTD.reshape(-1, D), routing).reshape(x_BTD.shape)
-        mlp_BTD = self.mlp(for_mlp_BTD)
-        add_both = add_branches_by_kernel if kernels else add_branches
-        x_BTD = add_both(x_BTD, mlp_BTD, expert_BTD, self._branch_scales(mode), self.epsilon)
+        mesh, D = self.attention.mesh, x_BTD.shape[-1]
+        read = add_attended(x_BTD, attended_BTD, self._attended_scales(), self.epsilon, mesh)
+        routing = self.router.route(read.for_router_BTD.reshape(-1, D))
+        expert_BTD = self.experts(read.for_experts_BTD.reshape(-1, D), routing).reshape(x_BTD.shape)
+        mlp_BTD = self.mlp(read.for_mlp_BTD)
+        x_BTD = add_branches(read.x_BTD, mlp_BTD, expert_BTD, self._branch_scales(mode), self.epsilon, mesh)
         return LayerOutput(x_BTD, key_value, routing)
 
     def _attended_scales(self) -> AttendedScales:

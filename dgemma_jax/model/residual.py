@@ -18,12 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
+from jax.sharding import Mesh
 
-from dgemma_jax.model.norms import rms_norm, with_gradient_of
+from dgemma_jax.model.norms import rms_norm, run_as_kernels, with_gradient_of
 from dgemma_jax.model.router import router_norm
 
-WARPS = 8
-"""Threads of a program, in 32."""
+WARPS = 4
+"""Threads of a program, in 32. Measured on an H200: docs/performance.md."""
 
 
 class AttendedScales(NamedTuple):
@@ -53,8 +54,29 @@ class BranchScales(NamedTuple):
     layer_1: jax.Array
 
 
-def add_attended(x_BTD: jax.Array, attended_BTD: jax.Array, scales: AttendedScales, epsilon: float) -> Attended:
-    """The residual stream with what attention made, normed."""
+def add_attended(
+    x_BTD: jax.Array, attended_BTD: jax.Array, scales: AttendedScales, epsilon: float, mesh: Mesh | None
+) -> Attended:
+    """The residual stream with what attention made, normed; and what is read of it."""
+    run = add_attended_by_kernel if run_as_kernels(x_BTD, mesh) else add_attended_plainly
+    return run(x_BTD, attended_BTD, scales, epsilon)
+
+
+def add_branches(
+    x_BTD: jax.Array,
+    mlp_BTD: jax.Array,
+    expert_BTD: jax.Array,
+    scales: BranchScales,
+    epsilon: float,
+    mesh: Mesh | None,
+) -> jax.Array:
+    """The residual stream with what the MLP and the experts made, normed apart and together."""
+    run = add_branches_by_kernel if run_as_kernels(x_BTD, mesh) else add_branches_plainly
+    return run(x_BTD, mlp_BTD, expert_BTD, scales, epsilon)
+
+
+def add_attended_plainly(x_BTD: jax.Array, attended_BTD: jax.Array, scales: AttendedScales, epsilon: float) -> Attended:
+    """As `add_attended`, for any device."""
     x_BTD = x_BTD + rms_norm(attended_BTD, scales.out_D, epsilon)
     return Attended(
         x_BTD,
@@ -64,10 +86,10 @@ def add_attended(x_BTD: jax.Array, attended_BTD: jax.Array, scales: AttendedScal
     )
 
 
-def add_branches(
+def add_branches_plainly(
     x_BTD: jax.Array, mlp_BTD: jax.Array, expert_BTD: jax.Array, scales: BranchScales, epsilon: float
 ) -> jax.Array:
-    """The residual stream with what the MLP and the experts made, normed apart and together."""
+    """As `add_branches`, for any device."""
     sum_BTD = rms_norm(mlp_BTD, scales.mlp_D, epsilon) + rms_norm(expert_BTD, scales.experts_D, epsilon)
     return (x_BTD + rms_norm(sum_BTD, scales.sum_D, epsilon)) * scales.layer_1[0]
 
@@ -75,18 +97,18 @@ def add_branches(
 def add_attended_by_kernel(
     x_BTD: jax.Array, attended_BTD: jax.Array, scales: AttendedScales, epsilon: float
 ) -> Attended:
-    """As `add_attended`, and rounded where that rounds; its gradient is that of `add_attended`."""
+    """As `add_attended`, and rounded where the plain way rounds; its gradient is that of the plain way."""
     kernel = functools.partial(_call, _attended_kernel, epsilon, Attended(x_BTD, x_BTD, x_BTD, x_BTD))
-    plain = functools.partial(add_attended, epsilon=epsilon)
+    plain = functools.partial(add_attended_plainly, epsilon=epsilon)
     return with_gradient_of(plain, kernel)(x_BTD, attended_BTD, scales)
 
 
 def add_branches_by_kernel(
     x_BTD: jax.Array, mlp_BTD: jax.Array, expert_BTD: jax.Array, scales: BranchScales, epsilon: float
 ) -> jax.Array:
-    """As `add_branches`, and rounded where that rounds; its gradient is that of `add_branches`."""
+    """As `add_branches`, and rounded where the plain way rounds; its gradient is that of the plain way."""
     kernel = functools.partial(_call, _branches_kernel, epsilon, x_BTD)
-    plain = functools.partial(add_branches, epsilon=epsilon)
+    plain = functools.partial(add_branches_plainly, epsilon=epsilon)
     return with_gradient_of(plain, kernel)(x_BTD, mlp_BTD, expert_BTD, scales)
 
 

@@ -17,9 +17,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
-ON = True
-"""Whether they are used at all: for measuring what they save."""
-TOKENS, CHOOSING_WARPS = 16, 8
+TOKENS, CHOOSING_WARPS = 8, 4
 """Tokens of a program of kernel 1, and its threads in 32. A row of 128 experts lies in 32 threads."""
 CHOICES, TILES, CUTTING_WARPS = 8192, 64, 8
 """Of kernel 2: choices that are looked through and counts of kernel 1 that are summed at a time, and threads in 32."""
@@ -48,7 +46,7 @@ class Blocks(NamedTuple):
 
 def fits(E: int, X: int) -> bool:
     """Whether a router's sizes are such, on a device that runs the kernels. Few experts all run: see `moe.py`."""
-    return ON and jax.default_backend() == "gpu" and E.bit_count() == 1 and max(4 * X, LEAST_EXPERTS - 1) < E
+    return jax.default_backend() == "gpu" and E.bit_count() == 1 and max(4 * X, LEAST_EXPERTS - 1) < E
 
 
 def choose(score_AE: jax.Array, scale_E: jax.Array, X: int) -> Choice:

@@ -8,10 +8,9 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from dgemma_jax.config import SLIDING, LayerType, TextConfig
-from dgemma_jax.model import head_norms
 from dgemma_jax.model.attention import KeyValue, Segment, attend
 from dgemma_jax.model.canvas_attention import attend_canvas, fits
-from dgemma_jax.model.head_norms import Heads, Scales, norm_heads, norm_heads_by_kernel
+from dgemma_jax.model.head_norms import Heads, Scales, norm_heads
 from dgemma_jax.model.norms import RMSNorm
 from dgemma_jax.model.parameter import apart, einsum, weight
 from dgemma_jax.model.rope import Rotation
@@ -37,15 +36,11 @@ class Attention(nnx.Module):
         self, x_BTD: jax.Array, turn: Rotation, past: Segment | None, mask_BTT: jax.Array | None
     ) -> tuple[jax.Array, KeyValue]:
         """Attends to `past` (if any) and to the tokens themselves; returns the output and the tokens' own keys."""
-        raw_q_BTHC = apart("btd,hcd->bthc", x_BTD, self.q_HCD[...])
-        raw_key_BTKC = apart("btd,kcd->btkc", x_BTD, self.k_KCD[...])
-        raw_value_BTKC = raw_key_BTKC if self.v_KCD is None else apart("btd,kcd->btkc", x_BTD, self.v_KCD[...])
-        raw, scales = (
-            Heads(raw_q_BTHC, raw_key_BTKC, raw_value_BTKC),
-            Scales(self.q_norm.scale[...], self.k_norm.scale[...]),
-        )
-        norm = norm_heads_by_kernel if head_norms.fits(raw, self.mesh) else norm_heads
-        q_BTHC, new = norm(raw, scales, turn, self.k_norm.epsilon)
+        q_BTHC = apart("btd,hcd->bthc", x_BTD, self.q_HCD[...])
+        key_BTKC = apart("btd,kcd->btkc", x_BTD, self.k_KCD[...])
+        value_BTKC = key_BTKC if self.v_KCD is None else apart("btd,kcd->btkc", x_BTD, self.v_KCD[...])
+        raw, scales = Heads(q_BTHC, key_BTKC, value_BTKC), Scales(self.q_norm.scale[...], self.k_norm.scale[...])
+        q_BTHC, new = norm_heads(raw, scales, turn, self.k_norm.epsilon, self.mesh)
         segments = [Segment(new, mask_BTT)] if past is None else [past, Segment(new, mask_BTT)]
         run = attend_canvas if self.mesh is None and fits(q_BTHC, segments) else attend
         return einsum("bthc,dhc->btd", run(q_BTHC, segments), self.o_DHC[...]), new

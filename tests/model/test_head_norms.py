@@ -13,8 +13,8 @@ from flax import nnx
 from tolerances import ROUNDING
 
 from dgemma_jax.config import DIFFUSION_GEMMA_26B_A4B, FULL, SLIDING, LayerType
-from dgemma_jax.model import norms, self_attention
-from dgemma_jax.model.head_norms import Heads, Scales, fits, norm_heads, norm_heads_by_kernel
+from dgemma_jax.model import head_norms, norms
+from dgemma_jax.model.head_norms import Heads, Scales, fits, norm_heads_by_kernel, norm_heads_plainly
 from dgemma_jax.model.rope import Rotation, rotation, text_frequencies
 from dgemma_jax.model.self_attention import Attention
 
@@ -56,15 +56,15 @@ def far(found: object, wanted: object) -> list[float]:
 def test_the_kernel_is_the_plain_norms_and_rotation(kind: LayerType, rows: int) -> None:
     """Several programs, of which those of sliding layers have several tokens."""
     arguments = case(kind, rows)
-    found, wanted = norm_heads_by_kernel(*arguments, EPSILON), norm_heads(*arguments, EPSILON)
+    found, wanted = norm_heads_by_kernel(*arguments, EPSILON), norm_heads_plainly(*arguments, EPSILON)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=ROUNDING), found, wanted)
 
 
 @pytest.mark.parametrize("kind", [SLIDING, FULL])
 def test_in_bfloat16_it_is_no_further_from_float32_than_the_plain_way(kind: LayerType) -> None:
     arguments = case(kind, 2, "bfloat16", tokens=32)
-    exact = norm_heads(*jax.tree.map(lambda x: x.astype("float32"), arguments), EPSILON)
-    found, plain = (far(run(*arguments, EPSILON), exact) for run in (norm_heads_by_kernel, norm_heads))
+    exact = norm_heads_plainly(*jax.tree.map(lambda x: x.astype("float32"), arguments), EPSILON)
+    found, plain = (far(run(*arguments, EPSILON), exact) for run in (norm_heads_by_kernel, norm_heads_plainly))
     assert all(ours <= theirs * 1.001 for ours, theirs in zip(found, plain, strict=True)), (found, plain)
 
 
@@ -74,7 +74,7 @@ def test_a_gradient_goes_back_through_it_as_through_the_plain_way() -> None:
     def total(run: object) -> object:
         return jax.grad(lambda *arrays: sum(jnp.sum(x**3) for x in jax.tree.leaves(run(*arrays, EPSILON))), (0, 1))
 
-    found, wanted = (total(run)(*arguments) for run in (norm_heads_by_kernel, norm_heads))
+    found, wanted = (total(run)(*arguments) for run in (norm_heads_by_kernel, norm_heads_plainly))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-3), found, wanted)
 
 
@@ -113,7 +113,7 @@ def test_a_layer_hands_its_heads_to_the_kernel_on_one_device(monkeypatch: pytest
         calls.append(1)
         return norm_heads_by_kernel(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(self_attention, "norm_heads_by_kernel", watched)
+    monkeypatch.setattr(head_norms, "norm_heads_by_kernel", watched)
     by_kernel = layer(x, turn, None, None)
     assert calls == [1]
     layer.mesh = jax.make_mesh((1,), ("x",))

@@ -15,22 +15,21 @@ from flax import nnx
 from tolerances import ROUNDING
 
 from dgemma_jax.config import DIFFUSION_GEMMA_26B_A4B, FULL
-from dgemma_jax.model import layer as layer_module
-from dgemma_jax.model import norms
+from dgemma_jax.model import norms, residual
 from dgemma_jax.model.layer import Layer
 from dgemma_jax.model.residual import (
     AttendedScales,
     BranchScales,
-    add_attended,
     add_attended_by_kernel,
-    add_branches,
+    add_attended_plainly,
     add_branches_by_kernel,
+    add_branches_plainly,
 )
 from dgemma_jax.model.rope import rotation, text_frequencies
 
 EPSILON, D = 1e-6, 88
 """A width that is no power of two, as that of the 26B."""
-PAIRS = [(add_attended_by_kernel, add_attended), (add_branches_by_kernel, add_branches)]
+PAIRS = [(add_attended_by_kernel, add_attended_plainly), (add_branches_by_kernel, add_branches_plainly)]
 
 
 def numbers(seed: int, *shape: int, dtype: str = "float32") -> jax.Array:
@@ -40,7 +39,7 @@ def numbers(seed: int, *shape: int, dtype: str = "float32") -> jax.Array:
 def arguments(plain: Callable[..., Any], rows: int, dtype: str = "float32", make: Callable[..., Any] = numbers) -> Any:
     x, first, second = (make(seed, rows, 5, D, dtype=dtype) for seed in range(3))
     scales = [make(seed, D, dtype=dtype) for seed in range(3, 6)]
-    if plain is add_attended:
+    if plain is add_attended_plainly:
         return x, first, AttendedScales(*scales, make(6, D, dtype=dtype))
     return x, first, second, BranchScales(*scales, make(6, 1, dtype=dtype))
 
@@ -94,18 +93,18 @@ def test_a_layer_adds_by_kernels_on_one_gpu(monkeypatch: pytest.MonkeyPatch) -> 
     x = numbers(1, 1, 5, D, dtype="bfloat16")
     turn = rotation(jnp.arange(5)[None], text_frequencies(config, FULL), x.dtype)
     calls: list[str] = []
-    for kernel, plain in PAIRS:
+    for kernel, _ in PAIRS:
 
-        def watched(*arrays: Any, kernel: Callable[..., Any] = kernel, name: str = plain.__name__) -> Any:
+        def watched(*arrays: Any, kernel: Callable[..., Any] = kernel, name: str = kernel.__name__) -> Any:
             calls.append(name)
             return kernel(*arrays)
 
-        monkeypatch.setattr(layer_module, kernel.__name__, watched)
+        monkeypatch.setattr(residual, kernel.__name__, watched)
     plain_x, *_ = layer.run(x, turn, None, None, "decoder")
     assert calls == [], "there is no GPU here"
     monkeypatch.setattr(norms, "_on_gpu", lambda: True)
     by_kernel, *_ = layer.run(x, turn, None, None, "decoder")
-    assert calls == ["add_attended", "add_branches"]
+    assert calls == ["add_attended_by_kernel", "add_branches_by_kernel"]
     np.testing.assert_allclose(np.float32(by_kernel), np.float32(plain_x), rtol=0, atol=0.06)
     layer.attention.mesh = jax.make_mesh((1,), ("x",))
     layer.run(x, turn, None, None, "decoder")
