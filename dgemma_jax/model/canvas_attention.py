@@ -23,12 +23,16 @@ from dgemma_jax.model.attention import MASKED, Segment
 QUERIES = 64
 """Pairs of token and head of one program; they share a key head."""
 KEYS, PROCESSORS = (64, 32), 132
-"""Keys that are scored at a time: the first where no processor has more than one program, else so few that two fit."""
+"""Keys that are scored at a time: the first where no processor has more than one program, else so few that two fit; or
+that one fits, of a large head (160 KB).
+"""
 WARPS, STAGES = 4, 2
 """Threads of a program, in 32, and blocks of keys that are being read at a time. Measured on an H200:
 docs/performance.md."""
-LARGEST_HEAD = 256
-"""Of a larger head the queries, keys, values and sums of a program do not fit a processor's memory."""
+COLUMNS = 256
+"""Of values, of one program at most: the sums of more do not fit its registers. Of a larger head several programs score
+the same keys."""
+LARGEST_HEAD = 512
 CAPABILITIES = ("9.", "10.")
 """Of CUDA devices those whose processors have the memory for it, 227 KB: Hopper and data-centre Blackwell."""
 
@@ -59,10 +63,11 @@ def attend_canvas(q_BTHC: jax.Array, segments: list[Segment]) -> jax.Array:
     (B, T, H, C), (K, S) = q_BTHC.shape, past.key_value.key_BKSC.shape[1:3]
     assert past.mask_BTS is not None
     used_1 = jnp.reshape(jnp.asarray(S if past.used is None else past.used, jnp.int32), 1)
-    grid = (B * K, T * (H // K) // QUERIES)
-    keys = KEYS[grid[0] * grid[1] > PROCESSORS]
+    parts = pl.cdiv(C, COLUMNS)
+    grid = (B * K, T * (H // K) // QUERIES, parts)
+    keys = KEYS[parts > 1 or grid[0] * grid[1] > PROCESSORS]
     call = pl.pallas_call(
-        functools.partial(_kernel, Sizes(T, H // K, K, C, keys)),
+        functools.partial(_kernel, Sizes(T, H // K, K, C, C // parts, keys)),
         out_shape=jax.ShapeDtypeStruct(q_BTHC.shape, q_BTHC.dtype),
         grid=grid,
         compiler_params=plt.CompilerParams(num_warps=WARPS, num_stages=STAGES),
@@ -73,12 +78,13 @@ def attend_canvas(q_BTHC: jax.Array, segments: list[Segment]) -> jax.Array:
 
 
 class Sizes(NamedTuple):
-    """Tokens of a canvas, query heads to a key head, key heads, the size of a head, and keys scored at a time."""
+    """Tokens of a canvas, query heads to a key head, key heads, size of a head, columns of values, keys at a time."""
 
     T: int
     G: int
     K: int
     C: int
+    columns: int
     keys: int
 
 
@@ -101,30 +107,33 @@ def _kernel(
     past_value_ref: Any,
     out_ref: Any,
 ) -> None:
-    """One tile of the queries of one key head."""
+    """One tile of the queries of one key head, and some columns of its values."""
     row, head = pl.program_id(0) // sizes.K, pl.program_id(0) % sizes.K
     query_R = pl.program_id(1) * QUERIES + jnp.arange(QUERIES, dtype=jnp.int32)
     token_R, head_R = query_R // sizes.G, head * sizes.G + query_R % sizes.G
-    column_C = jnp.arange(sizes.C, dtype=jnp.int32)
-    place = (row, token_R[:, None], head_R[:, None], column_C[None])
-    q_RC = plt.load(q_ref.at[place])
+    first = pl.program_id(2) * sizes.columns
+    columns = pl.ds(first, sizes.columns)
+    of_query = (row, token_R[:, None], head_R[:, None])
+    q_RC = plt.load(q_ref.at[*of_query, jnp.arange(sizes.C, dtype=jnp.int32)[None]])
 
     def own(block: jax.Array, running: _Running) -> _Running:
         keys = (row, head, pl.ds(block * sizes.keys, sizes.keys))
-        return _add(running, q_RC, plt.load(key_ref.at[keys]), plt.load(value_ref.at[keys]), None)
+        return _add(running, q_RC, plt.load(key_ref.at[keys]), plt.load(value_ref.at[*keys, columns]), None)
 
     def cached(block: jax.Array, running: _Running) -> _Running:
         keys = (row, head, pl.ds(block * sizes.keys, sizes.keys))
         seen_S = plt.load(mask_ref.at[row, keys[-1]]) != 0
-        return _add(running, q_RC, plt.load(past_key_ref.at[keys]), plt.load(past_value_ref.at[keys]), seen_S)
+        past_SC = plt.load(past_value_ref.at[*keys, columns])
+        return _add(running, q_RC, plt.load(past_key_ref.at[keys]), past_SC, seen_S)
 
     least_R = jnp.full(QUERIES, MASKED, jnp.float32)
-    start = _Running(least_R, jnp.zeros(QUERIES, jnp.float32), jnp.zeros((QUERIES, sizes.C), jnp.float32))
+    start = _Running(least_R, jnp.zeros(QUERIES, jnp.float32), jnp.zeros((QUERIES, sizes.columns), jnp.float32))
     # A canvas sees itself, so that whatever of the cache is masked adds exactly nothing after that.
     running = jax.lax.fori_loop(0, sizes.T // sizes.keys, own, start)
     filled = (used_ref[0] + sizes.keys - 1) // sizes.keys
     running = jax.lax.fori_loop(0, filled, cached, running)
-    plt.store(out_ref.at[place], (running.out_RC / running.total_R[:, None]).astype(out_ref.dtype))
+    place = out_ref.at[*of_query, first + jnp.arange(sizes.columns, dtype=jnp.int32)[None]]
+    plt.store(place, (running.out_RC / running.total_R[:, None]).astype(out_ref.dtype))
 
 
 def _add(

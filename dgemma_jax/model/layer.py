@@ -15,6 +15,7 @@ from dgemma_jax.model.mlp import GatedMLP
 from dgemma_jax.model.moe import Experts
 from dgemma_jax.model.norms import RMSNorm
 from dgemma_jax.model.parameter import constant
+from dgemma_jax.model.residual import AttendedScales, BranchScales, add_attended, add_branches
 from dgemma_jax.model.rope import Rotation
 from dgemma_jax.model.router import Router, Routing
 from dgemma_jax.model.self_attention import Attention
@@ -41,7 +42,7 @@ class Layer(nnx.Module):
             # A fresh model adds half-sized branches to the residual stream: it trains more evenly from scratch.
             return RMSNorm(config.hidden_size, config.rms_norm_eps, dtype, start=0.5)
 
-        self.layer_type = layer_type
+        self.layer_type, self.epsilon = layer_type, config.rms_norm_eps
         self.attention_norm, self.attention_out_norm = norm(), out_norm()
         self.attention = Attention(config, layer_type, rngs, dtype)
         self.mlp_norm, self.mlp_out_norm = norm(), norm()
@@ -65,15 +66,24 @@ class Layer(nnx.Module):
     ) -> LayerOutput:
         """The layer itself."""
         attended_BTD, key_value = self.attention(self.attention_norm(x_BTD), turn, past, mask_BTT)
-        x_BTD = x_BTD + self.attention_out_norm(attended_BTD)
-        # The router reads the residual stream itself; the experts and the MLP each read their own norm of it.
-        x_AD = x_BTD.reshape(-1, x_BTD.shape[-1])
-        routing = self.router(x_AD)
-        expert_BTD = self.experts(self.experts_norm(x_AD), routing).reshape(x_BTD.shape)
-        mlp_BTD = self.mlp(self.mlp_norm(x_BTD))
-        x_BTD = x_BTD + self.feedforward_out_norm(self.mlp_out_norm(mlp_BTD) + self.experts_out_norm(expert_BTD))
-        scalar = self.encoder_scalar_1 if mode == "encoder" else self.decoder_scalar_1
-        return LayerOutput(x_BTD * scalar[...][0], key_value, routing)
+        mesh, D = self.attention.mesh, x_BTD.shape[-1]
+        read = add_attended(x_BTD, attended_BTD, self._attended_scales(), self.epsilon, mesh)
+        routing = self.router.route(read.for_router_BTD.reshape(-1, D))
+        expert_BTD = self.experts(read.for_experts_BTD.reshape(-1, D), routing).reshape(x_BTD.shape)
+        mlp_BTD = self.mlp(read.for_mlp_BTD)
+        x_BTD = add_branches(read.x_BTD, mlp_BTD, expert_BTD, self._branch_scales(mode), self.epsilon, mesh)
+        return LayerOutput(x_BTD, key_value, routing)
+
+    def _attended_scales(self) -> AttendedScales:
+        norms = (self.attention_out_norm, self.mlp_norm, self.experts_norm)
+        out_D, mlp_D, experts_D = (norm.scale[...] for norm in norms)
+        return AttendedScales(out_D, mlp_D, experts_D, self.router.scale_D[...])
+
+    def _branch_scales(self, mode: Mode) -> BranchScales:
+        scalar_1 = self.encoder_scalar_1 if mode == "encoder" else self.decoder_scalar_1
+        norms = (self.mlp_out_norm, self.experts_out_norm, self.feedforward_out_norm)
+        mlp_D, experts_D, sum_D = (norm.scale[...] for norm in norms)
+        return BranchScales(mlp_D, experts_D, sum_D, scalar_1[...])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 6))

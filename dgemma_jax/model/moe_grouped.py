@@ -26,6 +26,7 @@ from jax.experimental.pallas import triton as plt
 from dgemma_jax.model.mlp import gelu
 from dgemma_jax.model.quantized import FP8_UNIT, OFFSET, Quantized, fp8_by_bits
 from dgemma_jax.model.router import Routing
+from dgemma_jax.model.routing_kernels import Blocks, cut
 
 
 class Cut(NamedTuple):
@@ -60,32 +61,28 @@ def grouped_blocks(x_AD: jax.Array, routing: Routing, gate_up_EFD: jax.Array, do
     return jnp.sum(out_AXD * routing.weight_AX[..., None], axis=1).astype(x_AD.dtype)
 
 
-class Blocks(NamedTuple):
-    """Blocks of rows of one expert.
-
-    token_Z: the token of each row, A where there is none. expert_J: of each block; E where the block is not used.
-    row_AX: where the row of each choice lies; out of bounds where it has none.
-    """
-
-    token_Z: jax.Array
-    expert_J: jax.Array
-    row_AX: jax.Array
-
-
 def _blocks(routing: Routing, E: int) -> Blocks:
-    """Cuts the choices into blocks, by comparisons and a product: each is one kernel, where a sort is several."""
+    """Cuts the choices into blocks."""
     A, X = routing.expert_AX.shape
     # Over all experts, of which a device may have some: then it has as many of the choices.
-    mean = A * X / routing.probability_AE.shape[1]
-    rows = (FEW if mean <= FEW.rows else MANY).rows
+    everywhere = routing.probability_AE.shape[1]
+    rows = (FEW if A * X / everywhere <= FEW.rows else MANY).rows
     most = A * X // rows + min(E, A * X)
-    expert_Z = routing.expert_AX.reshape(-1)
+    if routing.count_YE is not None and everywhere == E:
+        return cut(routing.expert_AX, routing.count_YE, rows, most)
+    return blocks_plainly(routing.expert_AX, E, rows, most)
+
+
+def blocks_plainly(expert_AX: jax.Array, E: int, rows: int, most: int) -> Blocks:
+    """By comparisons and a product: each is one kernel, where a sort is several."""
+    A, X = expert_AX.shape
+    expert_Z = expert_AX.reshape(-1)
     index_A, index_E = jnp.arange(A), jnp.arange(E)
     # A token picks an expert once: a choice's rank is the number of earlier tokens that picked it too.
-    picks_AE = jnp.any(routing.expert_AX[..., None] == index_E[None, None], axis=1)
+    picks_AE = jnp.any(expert_AX[..., None] == index_E[None, None], axis=1)
     earlier_AA = (index_A[None] < index_A[:, None]).astype(jnp.bfloat16)
     rank_AE = jnp.einsum("ab,be->ae", earlier_AA, picks_AE.astype(jnp.bfloat16), preferred_element_type=jnp.float32)
-    rank_AX = jnp.take_along_axis(rank_AE, routing.expert_AX, axis=1, mode="clip").astype(jnp.int32)
+    rank_AX = jnp.take_along_axis(rank_AE, expert_AX, axis=1, mode="clip").astype(jnp.int32)
     count_E = jnp.sum(picks_AE, axis=0, dtype=jnp.int32)
     blocks_E = (count_E + rows - 1) // rows
     end_E = jnp.sum(jnp.where(index_E[None] <= index_E[:, None], blocks_E[None], 0), axis=1, dtype=jnp.int32)

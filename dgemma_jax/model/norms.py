@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
 from dgemma_jax.model.parameter import constant
+
+LEAST_CAPABILITY = 8
+"""Of CUDA devices: what Pallas' Triton backend, and bfloat16, ask for."""
 
 
 def rms_norm(x: jax.Array, scale: jax.Array | None, epsilon: float) -> jax.Array:
@@ -29,3 +36,23 @@ class RMSNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return rms_norm(x, self.scale[...], self.epsilon)
+
+
+def run_as_kernels(x: jax.Array, mesh: Mesh | None) -> bool:
+    """Whether norms of this run together with what is around them, as one kernel; see `head_norms` and `residual`.
+
+    On one device: a mesh cuts rows over devices, which a kernel cannot be told.
+    """
+    return mesh is None and x.dtype == jnp.bfloat16 and _on_gpu()
+
+
+def _on_gpu() -> bool:
+    major = str(getattr(jax.devices()[0], "compute_capability", "")).split(".")[0]
+    return jax.default_backend() == "gpu" and major.isdecimal() and int(major) >= LEAST_CAPABILITY
+
+
+def with_gradient_of(plain: Callable[..., Any], kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """`kernel`, which has no gradient, with that of its plain twin: both are functions of arrays alone."""
+    run = jax.custom_vjp(kernel)
+    run.defvjp(lambda *arrays: (kernel(*arrays), arrays), lambda arrays, out: jax.vjp(plain, *arrays)[1](out))
+    return run

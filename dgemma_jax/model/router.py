@@ -13,15 +13,26 @@ from jax.sharding import Mesh
 from dgemma_jax.config import TextConfig
 from dgemma_jax.model.norms import rms_norm
 from dgemma_jax.model.parameter import constant, einsum, weight
+from dgemma_jax.model.routing_kernels import Choice, choose, count, fits
 from dgemma_jax.sharding import by_rows
 
 
+def router_norm(x: jax.Array, scale_D: jax.Array, epsilon: float) -> jax.Array:
+    """What experts are scored on: rounded before it is scaled, unlike other norms."""
+    D = x.shape[-1]
+    return rms_norm(x, None, epsilon) * scale_D.reshape((1,) * (x.ndim - 1) + (D,)) * D**-0.5
+
+
 class Routing(NamedTuple):
-    """Chosen experts of each token, their weights, and the probabilities they were chosen from."""
+    """Chosen experts of each token, their weights, and the probabilities they were chosen from.
+
+    count_YE: where a kernel chose, how many of each tile of tokens chose each expert; see `routing_kernels.Choice`.
+    """
 
     expert_AX: jax.Array
     weight_AX: jax.Array
     probability_AE: jax.Array
+    count_YE: jax.Array | None = None
 
 
 class Router(nnx.Module):
@@ -38,12 +49,42 @@ class Router(nnx.Module):
         self.epsilon = config.rms_norm_eps
 
     def __call__(self, x_AD: jax.Array) -> Routing:
-        normed_AD = rms_norm(x_AD, None, self.epsilon) * self.scale_D[...][None] * x_AD.shape[-1] ** -0.5
-        # fp32 softmax over all experts; the chosen weights are then renormalised among themselves.
-        score_AE = einsum("ad,ed->ae", normed_AD, self.proj_ED[...]).astype(jnp.float32)
-        probability_AE = jax.nn.softmax(score_AE, axis=-1)
-        weight_AX, expert_AX = by_rows(functools.partial(jax.lax.top_k, k=self.chosen), self.mesh)(probability_AE)
-        weight_AX = weight_AX / jnp.sum(weight_AX, axis=-1, keepdims=True)
-        # The per-expert scale comes after the renormalisation: the weights need not sum to one.
-        scale_AX = self.per_expert_scale_E[...].astype(jnp.float32)[expert_AX]
-        return Routing(expert_AX, weight_AX * scale_AX, probability_AE)
+        """The choices of tokens of the residual stream."""
+        return self.route(router_norm(x_AD, self.scale_D[...], self.epsilon))
+
+    def route(self, normed_AD: jax.Array) -> Routing:
+        """The choices of tokens that `router_norm` has normed."""
+        score_AE = einsum("ad,ed->ae", normed_AD, self.proj_ED[...])
+        scale_E, X = self.per_expert_scale_E[...], self.chosen
+        probability_AE = _probabilities(score_AE)
+        if self.mesh is None and fits(score_AE.shape[1], X):
+            expert_AX, weight_AX, count_YE = _choose_by_kernel(score_AE, scale_E, X)
+            return Routing(expert_AX, weight_AX, probability_AE, count_YE)
+        return Routing(*choose_plainly(probability_AE, scale_E, X, self.mesh), probability_AE)
+
+
+def _probabilities(score_AE: jax.Array) -> jax.Array:
+    # fp32 softmax over all experts; the chosen weights are then renormalised among themselves.
+    return jax.nn.softmax(score_AE.astype(jnp.float32), axis=-1)
+
+
+def choose_plainly(
+    probability_AE: jax.Array, scale_E: jax.Array, X: int, mesh: Mesh | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """The likeliest `X` experts of each token, likeliest first, and their weights: both [A, X]."""
+    weight_AX, expert_AX = by_rows(functools.partial(jax.lax.top_k, k=X), mesh)(probability_AE)
+    weight_AX = weight_AX / jnp.sum(weight_AX, axis=-1, keepdims=True)
+    # The per-expert scale comes after the renormalisation: the weights need not sum to one.
+    return expert_AX, weight_AX * scale_E.astype(jnp.float32)[expert_AX]
+
+
+def _choose_by_kernel(score_AE: jax.Array, scale_E: jax.Array, X: int) -> Choice:
+    """The same with counts, by the kernel; where gradients are taken, plainly."""
+
+    def plain(score_AE: jax.Array, scale_E: jax.Array) -> Choice:
+        expert_AX, weight_AX = choose_plainly(_probabilities(score_AE), scale_E, X)
+        return Choice(expert_AX, weight_AX, count(expert_AX, len(scale_E)))
+
+    run = jax.custom_vjp(functools.partial(choose, X=X))
+    run.defvjp(functools.partial(jax.vjp, plain), lambda back, change: back(change))
+    return run(score_AE, scale_E)

@@ -10,9 +10,10 @@ from jax.sharding import Mesh
 from dgemma_jax.config import SLIDING, LayerType, TextConfig
 from dgemma_jax.model.attention import KeyValue, Segment, attend
 from dgemma_jax.model.canvas_attention import attend_canvas, fits
-from dgemma_jax.model.norms import RMSNorm, rms_norm
+from dgemma_jax.model.head_norms import Heads, Scales, norm_heads
+from dgemma_jax.model.norms import RMSNorm
 from dgemma_jax.model.parameter import apart, einsum, weight
-from dgemma_jax.model.rope import Rotation, rotate
+from dgemma_jax.model.rope import Rotation
 
 
 class Attention(nnx.Module):
@@ -35,12 +36,11 @@ class Attention(nnx.Module):
         self, x_BTD: jax.Array, turn: Rotation, past: Segment | None, mask_BTT: jax.Array | None
     ) -> tuple[jax.Array, KeyValue]:
         """Attends to `past` (if any) and to the tokens themselves; returns the output and the tokens' own keys."""
-        q_BTHC = rotate(self.q_norm(apart("btd,hcd->bthc", x_BTD, self.q_HCD[...])), turn)
-        raw_key_BTKC = apart("btd,kcd->btkc", x_BTD, self.k_KCD[...])
-        raw_value_BTKC = raw_key_BTKC if self.v_KCD is None else apart("btd,kcd->btkc", x_BTD, self.v_KCD[...])
-        key_BTKC = rotate(self.k_norm(raw_key_BTKC), turn)
-        value_BTKC = rms_norm(raw_value_BTKC, None, self.k_norm.epsilon)
-        new = KeyValue(jnp.moveaxis(key_BTKC, 1, 2), jnp.moveaxis(value_BTKC, 1, 2))
+        q_BTHC = apart("btd,hcd->bthc", x_BTD, self.q_HCD[...])
+        key_BTKC = apart("btd,kcd->btkc", x_BTD, self.k_KCD[...])
+        value_BTKC = key_BTKC if self.v_KCD is None else apart("btd,kcd->btkc", x_BTD, self.v_KCD[...])
+        raw, scales = Heads(q_BTHC, key_BTKC, value_BTKC), Scales(self.q_norm.scale[...], self.k_norm.scale[...])
+        q_BTHC, new = norm_heads(raw, scales, turn, self.k_norm.epsilon, self.mesh)
         segments = [Segment(new, mask_BTT)] if past is None else [past, Segment(new, mask_BTT)]
         run = attend_canvas if self.mesh is None and fits(q_BTHC, segments) else attend
         return einsum("bthc,dhc->btd", run(q_BTHC, segments), self.o_DHC[...]), new

@@ -12,7 +12,7 @@ from abstract_gpu import h200
 from flax import nnx
 from tolerances import ROUNDING
 
-from dgemma_jax.config import DIFFUSION_GEMMA_26B_A4B, SLIDING
+from dgemma_jax.config import DIFFUSION_GEMMA_26B_A4B, FULL, SLIDING, LayerType
 from dgemma_jax.model import canvas_attention, self_attention
 from dgemma_jax.model.attention import KeyValue, Segment, attend
 from dgemma_jax.model.canvas_attention import attend_canvas, fits
@@ -49,6 +49,13 @@ def test_the_kernel_is_the_plain_attention(processors: int, monkeypatch: pytest.
     np.testing.assert_allclose(attend_canvas(q, segments), attend(q, segments), rtol=0, atol=ROUNDING)
 
 
+def test_columns_of_a_large_head_are_made_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By programs that score the same keys."""
+    monkeypatch.setattr(canvas_attention, "COLUMNS", C // 2)
+    q, segments = canvas_over([0, 70, S])
+    np.testing.assert_allclose(attend_canvas(q, segments), attend(q, segments), rtol=0, atol=ROUNDING)
+
+
 def test_a_row_does_not_notice_a_fuller_neighbour() -> None:
     """To the bit, though the fullest row says how many blocks all of them go through."""
     for length in (0, 40, 70):
@@ -77,7 +84,8 @@ def test_it_takes_canvases_in_bfloat16_of_sizes_that_divide(large_gpu: None) -> 
     for segments in ([own], [past, causal], [by_query, own], [odd, own]):
         assert not fits(q, segments)
     assert not fits(q.astype("float32"), [past, own])
-    assert not fits(jnp.zeros((1, T, H, 512), "bfloat16"), [past, own]), "full layers of the 26B"
+    for size, taken in ((512, True), (1024, False), (96, False)):
+        assert fits(jnp.zeros((1, T, H, size), "bfloat16"), [past, own]) == taken
 
 
 @pytest.mark.parametrize(
@@ -94,18 +102,23 @@ def test_it_runs_on_gpus_with_room_for_its_tiles(
     assert canvas_attention._on_large_gpu() == runs
 
 
-def test_a_layer_hands_its_canvas_to_the_kernel_on_one_device(large_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [SLIDING, FULL])
+def test_a_layer_hands_its_canvas_to_the_kernel_on_one_device(
+    kind: LayerType, large_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = dataclasses.replace(
         DIFFUSION_GEMMA_26B_A4B.text,
         hidden_size=32,
         num_attention_heads=H,
         num_key_value_heads=K,
+        num_global_key_value_heads=K,
         head_dim=C,
+        global_head_dim=C,
     )
-    layer = Attention(config, SLIDING, nnx.Rngs(0), jnp.dtype("bfloat16"))
+    layer = Attention(config, kind, nnx.Rngs(0), jnp.dtype("bfloat16"))
     _, (past, _) = canvas_over([40], "bfloat16")
     x = numbers(6, 1, T, 32, dtype="bfloat16")
-    turn = rotation(jnp.arange(40, 40 + T)[None], text_frequencies(config, SLIDING), x.dtype)
+    turn = rotation(jnp.arange(40, 40 + T)[None], text_frequencies(config, kind), x.dtype)
     calls: list[int] = []
 
     def watched(*arguments: object) -> jax.Array:
@@ -122,19 +135,21 @@ def test_a_layer_hands_its_canvas_to_the_kernel_on_one_device(large_gpu: None, m
 
 
 @pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
+@pytest.mark.parametrize("kind", [SLIDING, FULL])
 @pytest.mark.parametrize("rows", [1, 4])
 def test_the_kernel_of_the_published_sizes_lowers_for_cuda_without_a_device(
-    rows: int, monkeypatch: pytest.MonkeyPatch
+    rows: int, kind: LayerType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text, canvas = DIFFUSION_GEMMA_26B_A4B.text, DIFFUSION_GEMMA_26B_A4B.canvas_length
-    heads, size = text.key_value_heads(SLIDING), text.head_size(SLIDING)
+    heads, size = text.key_value_heads(kind), text.head_size(kind)
 
     def keys(count: int) -> KeyValue:
         shape = jax.ShapeDtypeStruct((rows, heads, count, size), jnp.bfloat16)
         return KeyValue(shape, shape)
 
-    mask = jax.ShapeDtypeStruct((rows, 1, text.sliding_window), jnp.bool_)
-    past = Segment(keys(text.sliding_window), mask, jax.ShapeDtypeStruct((), jnp.int32))
+    slots = text.sliding_window if kind == SLIDING else 8192
+    mask = jax.ShapeDtypeStruct((rows, 1, slots), jnp.bool_)
+    past = Segment(keys(slots), mask, jax.ShapeDtypeStruct((), jnp.int32))
     q = jax.ShapeDtypeStruct((rows, canvas, text.num_attention_heads, size), jnp.bfloat16)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     with h200():

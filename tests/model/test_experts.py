@@ -172,7 +172,7 @@ def test_a_token_gets_the_same_of_all_experts_in_any_batch(dtype: str) -> None:
     whole = COMPILED["all_experts"](*dense(96, dtype))
     for tokens in (8, 32, 64):
         x_AD, routing, *weights = dense(96, dtype)
-        few = COMPILED["all_experts"](x_AD[:tokens], Routing(*(part[:tokens] for part in routing)), *weights)
+        few = COMPILED["all_experts"](x_AD[:tokens], Routing(*(part[:tokens] for part in routing[:3])), *weights)
         np.testing.assert_array_equal(whole[:tokens], few)
 
 
