@@ -20,8 +20,9 @@ from dgemma_jax.model.attention import KeyValue
 from dgemma_jax.model.norms import rms_norm, run_as_kernels, with_gradient_of
 from dgemma_jax.model.rope import Rotation, rotate
 
-NUMBERS, NUMBERS_OF_WARP = 1024, 1024
-"""Of a program, unless one key head and its queries have more, and of every 32 threads."""
+NUMBERS, NUMBERS_OF_WARP = 4096, 1024
+"""Of a program, unless one key head and its queries have more, and of every 32 threads. Measured on an H200:
+docs/performance.md."""
 
 
 class Heads(NamedTuple):

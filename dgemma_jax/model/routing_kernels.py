@@ -17,9 +17,10 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
-TOKENS, CHOOSING_WARPS = 8, 4
-"""Tokens of a program of kernel 1, and its threads in 32. A row of 128 experts lies in 32 threads."""
-CHOICES, TILES, CUTTING_WARPS = 8192, 64, 8
+TOKENS, CHOOSING_WARPS = 4, 4
+"""Tokens of a program of kernel 1, and its threads in 32. A row of 128 experts lies in 32 threads. These numbers and
+those of kernel 2 were measured on an H200: docs/performance.md."""
+CHOICES, TILES, CUTTING_WARPS = 8192, 64, 4
 """Of kernel 2: choices that are looked through and counts of kernel 1 that are summed at a time, and threads in 32."""
 LEAST_EXPERTS = 16
 
