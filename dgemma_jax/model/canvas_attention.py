@@ -33,6 +33,7 @@ COLUMNS = 256
 """Of values, of one program at most: the sums of more do not fit its registers. Of a larger head several programs score
 the same keys."""
 LARGEST_HEAD = 512
+"""Of full layers of the 26B; queries of a larger one leave no room for keys."""
 CAPABILITIES = ("9.", "10.")
 """Of CUDA devices those whose processors have the memory for it, 227 KB: Hopper and data-centre Blackwell."""
 
