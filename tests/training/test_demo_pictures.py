@@ -147,6 +147,7 @@ def test_light_and_grain_stay_slight(background: dict[str, int]) -> None:
 
 def test_every_set_of_colours_has_a_background() -> None:
     assert all(clear_backgrounds(colours) for colours in combinations(COLOURS, 4))
+    assert all(clear_backgrounds(colours) for colours in combinations(COLOURS, 6)), "one that comes close"
     assert "white" in clear_backgrounds(["pink", "yellow"])
     assert "white" not in clear_backgrounds(["white"])
 

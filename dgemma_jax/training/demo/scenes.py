@@ -141,10 +141,10 @@ def draw_paint(rng: Random, name: str) -> Paint:
 
 
 def clear_backgrounds(colours: Iterable[str]) -> list[str]:
-    """The colours on which shapes of `colours` all stand out."""
+    """The colours on which shapes of `colours` all stand out; where many leave none, the one that comes closest."""
     shown = [PALETTE[colour] for colour in colours]
-    names = (*COLOURS, "grey")
-    return [name for name in names if all(math.dist(PALETTE.get(name, GREY), rgb) >= _CLEAR for rgb in shown)]
+    contrast = {name: min(math.dist(PALETTE.get(name, GREY), rgb) for rgb in shown) for name in (*COLOURS, "grey")}
+    return [name for name, least in contrast.items() if least >= _CLEAR] or [max(contrast, key=contrast.__getitem__)]
 
 
 def draw_background(rng: Random, colours: Iterable[str], *, plain: bool = False) -> Background:
