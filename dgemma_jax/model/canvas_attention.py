@@ -19,6 +19,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
 from dgemma_jax.model.attention import MASKED, Segment
+from dgemma_jax.model.gpu import cuda_capability
 
 QUERIES = 64
 """Pairs of token and head of one program; they share a key head."""
@@ -34,7 +35,7 @@ COLUMNS = 256
 the same keys."""
 LARGEST_HEAD = 512
 """Of full layers of the 26B; queries of a larger one leave no room for keys."""
-CAPABILITIES = ("9.", "10.")
+CAPABILITIES = (9, 10)
 """Of CUDA devices those whose processors have the memory for it, 227 KB: Hopper and data-centre Blackwell."""
 
 
@@ -44,8 +45,7 @@ def fits(q_BTHC: jax.Array, segments: list[Segment]) -> bool:
 
 
 def _on_large_gpu() -> bool:
-    capability = getattr(jax.devices()[0], "compute_capability", None)
-    return jax.default_backend() == "gpu" and str(capability).startswith(CAPABILITIES)
+    return cuda_capability() in CAPABILITIES
 
 
 def _divides(q_BTHC: jax.Array, segments: list[Segment]) -> bool:

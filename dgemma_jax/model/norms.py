@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
+from dgemma_jax.model.gpu import cuda_capability
 from dgemma_jax.model.parameter import constant
 
 LEAST_CAPABILITY = 8
@@ -47,8 +48,7 @@ def run_as_kernels(x: jax.Array, mesh: Mesh | None) -> bool:
 
 
 def _on_gpu() -> bool:
-    major = str(getattr(jax.devices()[0], "compute_capability", "")).split(".")[0]
-    return jax.default_backend() == "gpu" and major.isdecimal() and int(major) >= LEAST_CAPABILITY
+    return cuda_capability() >= LEAST_CAPABILITY
 
 
 def with_gradient_of(plain: Callable[..., Any], kernel: Callable[..., Any]) -> Callable[..., Any]:

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from dgemma_jax.config import TextConfig
-from dgemma_jax.model.norms import rms_norm
+from dgemma_jax.model.norms import rms_norm, with_gradient_of
 from dgemma_jax.model.parameter import constant, einsum, weight
 from dgemma_jax.model.routing_kernels import Choice, choose, count, fits
 from dgemma_jax.sharding import by_rows
@@ -79,12 +79,10 @@ def choose_plainly(
 
 
 def _choose_by_kernel(score_AE: jax.Array, scale_E: jax.Array, X: int) -> Choice:
-    """The same with counts, by the kernel; where gradients are taken, plainly."""
+    """The same with counts, by the kernel; its gradient is that of the plain way."""
 
     def plain(score_AE: jax.Array, scale_E: jax.Array) -> Choice:
         expert_AX, weight_AX = choose_plainly(_probabilities(score_AE), scale_E, X)
         return Choice(expert_AX, weight_AX, count(expert_AX, len(scale_E)))
 
-    run = jax.custom_vjp(functools.partial(choose, X=X))
-    run.defvjp(functools.partial(jax.vjp, plain), lambda back, change: back(change))
-    return run(score_AE, scale_E)
+    return with_gradient_of(plain, functools.partial(choose, X=X))(score_AE, scale_E)
