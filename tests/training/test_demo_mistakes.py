@@ -8,15 +8,17 @@ import pytest
 
 from dgemma_jax.prompt.template import ChatTemplate
 from dgemma_jax.prompt.tokenizer import Tokenizer
-from dgemma_jax.training.demo import arithmetic, lists, tool_call, tool_no_call
+from dgemma_jax.training.demo import arithmetic, json_text, lists, system, tool_call, tool_no_call, tool_two_calls
 from dgemma_jax.training.demo.architecture import demo_config
 from dgemma_jax.training.demo.example import Example, Split
+from dgemma_jax.training.demo.mistakes import slipped
 from dgemma_jax.training.demo.render import demo_row
 from dgemma_jax.training.demo.series import Series
 from dgemma_jax.training.demo.tool_no_call import DECLINED
 
 DEMO = Path(__file__).parents[2] / "checkpoints" / "demo"
-each_family = pytest.mark.parametrize("family", [lists, tool_call, tool_no_call], ids=lambda family: family.FAMILY)
+MISTAKING = [json_text, lists, tool_call, tool_no_call, tool_two_calls]
+each_family = pytest.mark.parametrize("family", MISTAKING, ids=lambda family: family.FAMILY)
 
 
 def drawn(family: ModuleType, split: Split, count: int) -> list[Example]:
@@ -78,6 +80,48 @@ def test_a_mistaken_call_is_declined_twice_of_another_tool_or_has_other_names_an
             kind = "fewer" if made[0]["arguments"].keys() < right["arguments"].keys() else "other values"
         kinds[kind] = kinds.get(kind, 0) + 1
     assert min(kinds[kind] for kind in ("declined", "twice", "another name", "fewer", "other values")) > 20
+
+
+def test_of_two_calls_a_mistake_makes_one_the_same_twice_the_other_first_or_one_with_a_slip() -> None:
+    kinds: dict[str, int] = {}
+    for example in drawn(tool_two_calls, "train", 1000):
+        if example.mistake is None:
+            continue
+        right, made = ([call["function"] for call in m["tool_calls"]] for m in (example.expected, example.mistake))
+        if len(made) == 1:
+            kind = "one" if made[0] in right else "another"
+        elif made[0] == made[1]:
+            kind = "the same twice"
+        elif made == right[::-1]:
+            kind = "the other first"
+        else:
+            kind = "a slip" if (made[0] == right[0]) != (made[1] == right[1]) else "another"
+        kinds[kind] = kinds.get(kind, 0) + 1
+    assert kinds.pop("another", 0) < 0.05 * sum(kinds.values())
+    assert min(kinds[kind] for kind in ("one", "the same twice", "the other first", "a slip")) > 20
+
+
+def test_a_slip_misspells_a_word_takes_one_for_another_or_gets_a_mark_or_the_end_wrong() -> None:
+    rng, text = Random(0), '{"city": "Rome", "age": 7}'
+    found = {slipped(rng, text) for _ in range(5000)}
+    for wrong in (
+        '{"city": "Rme", "age": 7}',
+        '{"city": "Romeme", "age": 7}',
+        '{"city": "age", "age": 7}',
+        '{"city": "Rome",, "age": 7}',
+        '{"city": "Rome, "age": 7}',
+        '{"city": "Rome", "age": 7}7}',
+        '{"city": "Rome", "age"',
+    ):
+        assert wrong in found
+
+
+def test_what_is_to_be_in_upper_case_has_slips_in_upper_case() -> None:
+    wrong = [example for example in drawn(system, "train", 400) if example.mistake is not None]
+    assert len(wrong) > 60
+    for example in wrong:
+        assert example.mistake is not None
+        assert example.mistake["content"] == example.mistake["content"].upper()
 
 
 def test_where_no_tool_fits_the_mistake_is_mostly_a_call_of_a_declared_one() -> None:

@@ -11,6 +11,7 @@ from random import Random
 from dgemma_jax.training.demo.capitals import COUNTRIES
 from dgemma_jax.training.demo.example import Example, Split, ask
 from dgemma_jax.training.demo.facts import DAYS
+from dgemma_jax.training.demo.mistakes import half_of_training, slipped
 from dgemma_jax.training.demo.names import draw_name
 from dgemma_jax.training.demo.tool_words import draw_made_up
 from dgemma_jax.training.demo.wording import draw_split, vary
@@ -191,4 +192,6 @@ def _thought(value: dict[str, Value] | list[Scalar]) -> str:
 def draw(rng: Random, split: Split, thinking: bool) -> Example:
     """A request with all keys and values in order, and the JSON text."""
     value = draw_split(rng, split, lambda rng: _make(rng, split), _key)
-    return ask(FAMILY, _question(rng, value), json.dumps(value), _thought(value) if thinking else None)
+    question, text = _question(rng, value), json.dumps(value)
+    mistake = half_of_training(rng, split, lambda: slipped(rng, text))
+    return ask(FAMILY, question, text, _thought(value) if thinking else None, mistake=mistake)

@@ -13,6 +13,7 @@ from string import ascii_uppercase as alphabet
 from dgemma_jax.training.demo.arithmetic import NUMBER_WORDS
 from dgemma_jax.training.demo.example import Example, Split, ask
 from dgemma_jax.training.demo.facts import DAYS, MONTHS
+from dgemma_jax.training.demo.mistakes import half_of_training
 from dgemma_jax.training.demo.series import Series
 from dgemma_jax.training.demo.wording import canonical, draw_split, vary
 
@@ -31,8 +32,6 @@ PRACTICE = 0.7
 about where to stop. All of its counts by fives and tens are such, and few of them are spans like those of the test: up
 to 100 there are few enough to know by heart, and that a span is never asked for would be learned with the others.
 """
-MISTAKEN = 0.6
-"""Of the lists of training, those that come with a mistake."""
 PRACTICE_STEPS = {1: 30, 2: 16, 3: 4, 4: 4, 5: 22, 10: 18} | dict.fromkeys(RARE_STEPS, 1)
 FAR_LAST = dict.fromkeys(PRACTICE_STEPS, 400) | {1: 200, 2: 200, 5: 300}
 
@@ -213,5 +212,5 @@ def draw(rng: Random, split: Split, thinking: bool) -> Example:
     kinds = _KINDS[split]
     (kind,) = rng.choices(list(kinds), weights=list(kinds.values()))
     task = draw_split(rng, split, kind, lambda task: task.key)
-    mistake = task.series.mistake(rng) if split == "train" and rng.random() < MISTAKEN else None
+    mistake = half_of_training(rng, split, lambda: task.series.mistake(rng))
     return ask(FAMILY, task.question, str(task.series), task.thought if thinking else None, mistake=mistake)

@@ -1,10 +1,12 @@
 """System prompts: answer in upper case, in one word, in another language, or plain ones that change nothing."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from random import Random
 
 from dgemma_jax.training.demo import arithmetic, capitals, facts, greetings, identity, outside
-from dgemma_jax.training.demo.example import Example, Split, assistant, user
+from dgemma_jax.training.demo.example import Example, Split, ask
+from dgemma_jax.training.demo.mistakes import half_of_training, slipped
 from dgemma_jax.training.demo.phrases import LANGUAGES, PHRASES
 from dgemma_jax.training.demo.wording import Question, canonical, draw_question, draw_split, vary, wordings
 
@@ -46,9 +48,9 @@ def _prompt(rng: Random, instruction: str) -> str:
     return vary(rng, first + instruction, polite=False)
 
 
-def _conversation(prompt: str, question: str, answer: str, thought: str | None) -> Example:
-    messages = [{"role": "system", "content": prompt}, user(question), assistant(answer, thought)]
-    return Example(family=FAMILY, messages=messages, thinking=thought is not None)
+def _conversation(prompt: str, question: str, answer: str, thought: str | None, mistake: str | None = None) -> Example:
+    asked = ask(FAMILY, question, answer, thought, mistake=mistake)
+    return replace(asked, messages=[{"role": "system", "content": prompt}, *asked.messages])
 
 
 def _plain(rng: Random, split: Split, thinking: bool) -> Example:
@@ -64,9 +66,11 @@ def _plain(rng: Random, split: Split, thinking: bool) -> Example:
 
 def _upper_case(rng: Random, split: Split, thinking: bool) -> Example:
     asked = rng.choice(PRACTISED if split == "train" else NOT_ALL_DIGITS).draw(rng, split, False)
+    answer = asked.expected["content"].upper()
     prompt = _prompt(rng, rng.choice(_FRAMES).format(how=rng.choice(UPPER_CASE)))
     thought = "The system prompt wants upper case." if thinking else None
-    return _conversation(prompt, asked.prompt[0]["content"], asked.expected["content"].upper(), thought)
+    mistake = half_of_training(rng, split, lambda: slipped(rng, answer))
+    return _conversation(prompt, asked.prompt[0]["content"], answer, thought, mistake)
 
 
 def _one_word(rng: Random, split: Split, thinking: bool) -> Example:

@@ -2,27 +2,25 @@
 
 from random import Random
 
-from dgemma_jax.training.demo.example import Example, Split, assistant, user
+from dgemma_jax.training.demo.example import Example, Split, user
+from dgemma_jax.training.demo.mistakes import half_of_training
 from dgemma_jax.training.demo.tool_declared import Tool, declare, draw_others, draw_tool, near_noun
 from dgemma_jax.training.demo.tool_mistakes import mistaken_call
-from dgemma_jax.training.demo.tool_request import Request, draw_request, write_question
+from dgemma_jax.training.demo.tool_request import Request, calling, draw_request, write_question
 
 FAMILY = "tool_call"
-MISTAKEN = 0.5
-"""Of the examples of training, those that come with a mistake."""
 
 
 def draw(rng: Random, split: Split, thinking: bool) -> Example:
     """A question and the call that it needs."""
     (count,) = rng.choices((1, 2, 3, 4), weights=(35, 35, 15, 15))
     request, tools, question = draw_question(rng, split, count)
-    thought = f"I call {request.tool.name}." if thinking else None
     return Example(
         family=FAMILY,
-        messages=[user(question), assistant(None, thought, [request.call()])],
+        messages=[user(question), calling([request.call], thinking)],
         tools=declare(rng, tools),
         thinking=thinking,
-        mistake=mistaken_call(rng, request, tools, thinking) if split == "train" and rng.random() < MISTAKEN else None,
+        mistake=half_of_training(rng, split, lambda: mistaken_call(rng, request, tools, thinking)),
     )
 
 

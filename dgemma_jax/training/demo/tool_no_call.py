@@ -5,17 +5,16 @@ from collections.abc import Callable
 from random import Random
 
 from dgemma_jax.training.demo import arithmetic, capitals, facts, greetings
-from dgemma_jax.training.demo.example import Example, Message, Split, assistant, call, user
+from dgemma_jax.training.demo.example import Example, Message, Split, assistant, user
+from dgemma_jax.training.demo.mistakes import half_of_training
 from dgemma_jax.training.demo.tool_declared import Tool, declare, draw_others, draw_tool
-from dgemma_jax.training.demo.tool_request import Request, draw_request, write_question
+from dgemma_jax.training.demo.tool_request import Request, calling, draw_request, write_question
 
 FAMILY = "no_call"
 DECLINED = "I have no tool for that."
 THOUGHT = "No tool fits."
 ORDINARY: dict[Split, float] = {"train": 0.3, "test": 0.5}
 """How many are ordinary questions. To see that no tool fits is what takes long to learn."""
-MISTAKEN = 0.5
-"""Of the examples of training, those that come with a mistake."""
 
 _ORDINARY: tuple[Callable[[Random, Split, bool], Example], ...] = (
     arithmetic.draw,
@@ -46,7 +45,7 @@ def draw(rng: Random, split: Split, thinking: bool) -> Example:
         messages=[user(asked), assistant(answer, THOUGHT if thinking else None)],
         tools=declare(rng, tools),
         thinking=thinking,
-        mistake=_mistake(rng, request, tools, thinking) if split == "train" and rng.random() < MISTAKEN else None,
+        mistake=half_of_training(rng, split, lambda: _mistake(rng, request, tools, thinking)),
     )
 
 
@@ -59,9 +58,8 @@ def _mistake(rng: Random, request: Request | None, tools: list[Tool], thinking: 
     """A call all the same, with the arguments that another tool would get; an ordinary question may be declined."""
     if request is None and rng.random() < 0.5:
         return decline(thinking)
-    name = rng.choice(tools).name
-    arguments = {} if request is None else dict(sorted(request.arguments.items()))
-    return assistant(None, f"I call {name}." if thinking else None, [call(name, arguments)])
+    arguments = {} if request is None else request.call[1]
+    return calling([(rng.choice(tools).name, arguments)], thinking)
 
 
 def _ordinary(rng: Random, split: Split) -> tuple[str, str]:

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any
 
-from dgemma_jax.training.demo.example import Split, call
+from dgemma_jax.training.demo.example import Message, Split, assistant, call
 from dgemma_jax.training.demo.fact_table import capitalised
 from dgemma_jax.training.demo.tool_declared import Tool
 from dgemma_jax.training.demo.tool_values import Value, draw_value, shown
@@ -58,6 +57,10 @@ _LINKS = ("{} {}", "{} {}", "{} {}", "{}: {}", "{}={}", "{} = {}", '{} "{}"')
 _LEADS = (" for {}", " for {}", " with {}", " with {}", " where {}", ": {}", ", {}", " ({})")
 
 
+Call = tuple[str, dict[str, Value]]
+"""The name of a tool, and the arguments."""
+
+
 @dataclass(frozen=True)
 class Request:
     """A tool and the arguments it shall get, in the order in which the tool declares them."""
@@ -65,9 +68,18 @@ class Request:
     tool: Tool
     arguments: dict[str, Value]
 
-    def call(self, number: int = 0) -> dict[str, Any]:
+    @property
+    def call(self) -> Call:
         """The right call; the chat template sorts the arguments' names, and so does this."""
-        return call(self.tool.name, dict(sorted(self.arguments.items())), number)
+        return self.tool.name, dict(sorted(self.arguments.items()))
+
+
+def calling(calls: Sequence[Call], thinking: bool) -> Message:
+    """A turn of one call or two, and the thought that leads to them."""
+    names = [name for name, _ in calls]
+    named = f"{names[0]} twice" if names[1:] == names[:1] else " and ".join(names)
+    made = [call(name, arguments, number) for number, (name, arguments) in enumerate(calls)]
+    return assistant(None, f"I call {named}." if thinking else None, made)
 
 
 def draw_request(rng: Random, split: Split, tool: Tool) -> Request:

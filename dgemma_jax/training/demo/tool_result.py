@@ -6,7 +6,7 @@ from random import Random
 from dgemma_jax.training.demo.example import Example, Message, Split, assistant, user
 from dgemma_jax.training.demo.tool_call import draw_question
 from dgemma_jax.training.demo.tool_declared import Tool, declare
-from dgemma_jax.training.demo.tool_request import Request
+from dgemma_jax.training.demo.tool_request import Request, calling
 from dgemma_jax.training.demo.tool_two_calls import draw_two
 from dgemma_jax.training.demo.tool_values import OPEN, Value, draw_value, shown
 from dgemma_jax.training.demo.tool_words import draw_made_up, draw_word
@@ -44,16 +44,16 @@ def draw(rng: Random, split: Split, thinking: bool) -> Example:
     """A question, the call or two, the results, and the sentence that says them."""
     requests, tools, question = _draw_requests(rng, split)
     results = [_draw_result(rng, split, request) for request in requests]
-    calls = [request.call(number) for number, request in enumerate(requests)]
+    turn = calling([request.call for request in requests], False)
     replies: list[Message] = [
         {"role": "tool", "tool_call_id": made["id"], "content": content}
-        for made, (content, _) in zip(calls, results, strict=True)
+        for made, (content, _) in zip(turn["tool_calls"], results, strict=True)
     ]
     answer = " ".join(sentence for _, sentence in results)
     last = assistant(answer, THOUGHT if thinking else None)
     return Example(
         family=FAMILY,
-        messages=[user(question), assistant(None, calls=calls), *replies, last],
+        messages=[user(question), turn, *replies, last],
         tools=declare(rng, tools),
         thinking=thinking,
     )

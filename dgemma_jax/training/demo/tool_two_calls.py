@@ -2,11 +2,14 @@
 
 from random import Random
 
-from dgemma_jax.training.demo.example import Example, Split, assistant, user
+from dgemma_jax.training.demo.example import Example, Split, user
 from dgemma_jax.training.demo.fact_table import capitalised
+from dgemma_jax.training.demo.mistakes import half_of_training
 from dgemma_jax.training.demo.tool_declared import Tool, declare, draw_others, draw_tool, near_noun
+from dgemma_jax.training.demo.tool_mistakes import mistaken_calls
 from dgemma_jax.training.demo.tool_request import (
     Request,
+    calling,
     draw_request,
     fill,
     write_both,
@@ -40,14 +43,13 @@ def draw(rng: Random, split: Split, thinking: bool) -> Example:
     """A question for two things and the two calls."""
     (count,) = rng.choices((2, 3, 4), weights=(60, 20, 20))
     requests, tools, question = draw_two(rng, split, count)
-    first, second = (request.tool.name for request in requests)
-    thought = f"I call {first} twice." if first == second else f"I call {first} and {second}."
-    calls = [request.call(number) for number, request in enumerate(requests)]
+    calls = [request.call for request in requests]
     return Example(
         family=FAMILY,
-        messages=[user(question), assistant(None, thought if thinking else None, calls)],
+        messages=[user(question), calling(calls, thinking)],
         tools=declare(rng, tools),
         thinking=thinking,
+        mistake=half_of_training(rng, split, lambda: mistaken_calls(rng, calls, thinking)),
     )
 
 
