@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import dgemma_jax
 
 WRONG_SHOWN = 5
-COUNT, SEED = 200, 5
+COUNT, SEED = 200, 6
 """Questions of each demo skill, and which: those of the model card."""
 
 
