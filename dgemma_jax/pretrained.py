@@ -27,6 +27,7 @@ from dgemma_jax.config_json import read_generation_config, read_model_config
 from dgemma_jax.generate import Generated, generate
 from dgemma_jax.inputs import Images, check_images, check_tokens
 from dgemma_jax.media.patches import Patches, stacked
+from dgemma_jax.model import gpu
 from dgemma_jax.model.moe import BACKENDS, choose_backend, runs_as
 from dgemma_jax.processor_json import read_processor_config
 from dgemma_jax.prompt.tokenizer import Tokenizer
@@ -128,7 +129,7 @@ class Model:
         options: SamplingOptions = PLAIN,
         **images: Any,
     ) -> Generated:
-        """Answers prompts, int [batch, length]. The same row and seed give the same tokens in any batch.
+        """Answers prompts, int [batch, length]. The same row and seed get the same draws in any batch.
 
         Args:
             tokens: as for `prefill`.
@@ -278,7 +279,9 @@ def load(
     if fp8 and backend == "ragged_dot":
         raise ValueError("the backend ragged_dot needs full weights, and these are FP8: choose another one")
     quantized = fp8 or quantize is not None
-    chosen = backend or choose_backend(config.text, jax.default_backend(), quantized=quantized)
+    chosen = backend or choose_backend(
+        config.text, jax.default_backend(), quantized=quantized, kernels=gpu.runs_kernels()
+    )
     graphdef, params = load_parameters(folder, config, kind, chosen, pass_, early, devices, keep_fp8=fp8)
     if adapter is not None:
         params = merge_adapter(params, adapter)

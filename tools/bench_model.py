@@ -20,6 +20,7 @@ import dgemma_jax
 from dgemma_jax.checkpoint.names import abstract_model
 from dgemma_jax.config import PRESETS, GenerationConfig, ModelConfig
 from dgemma_jax.config_json import read_model_config
+from dgemma_jax.model import gpu
 from dgemma_jax.model.moe import BACKENDS, choose_backend
 from dgemma_jax.model.quantized import Quantized
 from dgemma_jax.sampling.heads import HEADS, choose_head
@@ -99,7 +100,9 @@ class Choice(NamedTuple):
 def choice_of(options: argparse.Namespace, config: ModelConfig) -> Choice:
     """What is asked for, or follows from the device."""
     quantize = options.quantize if "quantize" in options else None
-    backend = options.moe_backend or choose_backend(config.text, jax.default_backend(), quantized=quantize is not None)
+    backend = options.moe_backend or choose_backend(
+        config.text, jax.default_backend(), quantized=quantize is not None, kernels=gpu.runs_kernels()
+    )
     return Choice(backend, options.head or choose_head(config.text), quantize)
 
 

@@ -20,9 +20,9 @@ from dgemma_jax.model.attention import KeyValue
 from dgemma_jax.model.norms import rms_norm, run_as_kernels, with_gradient_of
 from dgemma_jax.model.rope import Rotation, rotate
 
-NUMBERS, NUMBERS_OF_WARP = 4096, 1024
-"""Of a program, unless one key head and its queries have more, and of every 32 threads. Measured on an H200:
-docs/performance.md."""
+NUMBERS, NUMBERS_OF_WARP, MOST_WARPS = 4096, 1024, 32
+"""Of a program, unless one key head and its queries have more, and of every 32 threads, measured on an H200
+(docs/performance.md); and how many of those a program may have."""
 
 
 class Heads(NamedTuple):
@@ -75,19 +75,23 @@ def _call(raw: Heads, scales: Scales, turn: Rotation, epsilon: float) -> tuple[j
     (B, T, H, C), K = raw.q_BTHC.shape, raw.key_BTKC.shape[2]
     G = H // K
     each = (G + 2) * C
-    heads = math.gcd(K, max(NUMBERS // each, 1))
-    warps = max(heads * each // NUMBERS_OF_WARP, 1)
+    heads = math.gcd(K, _power_of_two(NUMBERS // each))
     keys = jax.ShapeDtypeStruct((B, K, T, C), raw.key_BTKC.dtype)
     call = pl.pallas_call(
         functools.partial(_kernel, Sizes(T, G, C, heads, epsilon)),
         out_shape=(jax.ShapeDtypeStruct(raw.q_BTHC.shape, raw.q_BTHC.dtype), keys, keys),
         grid=(B * T, K // heads),
-        compiler_params=plt.CompilerParams(num_warps=1 << warps.bit_length() - 1),
+        compiler_params=plt.CompilerParams(num_warps=min(_power_of_two(heads * each // NUMBERS_OF_WARP), MOST_WARPS)),
         interpret=jax.default_backend() != "gpu",
         name="head_norms",
     )
     q_BTHC, *key_value = call(raw, scales, turn)
     return q_BTHC, KeyValue(*key_value)
+
+
+def _power_of_two(number: int) -> int:
+    """The largest that is not above the number; 1 for zero."""
+    return 1 << max(number, 1).bit_length() - 1
 
 
 class Sizes(NamedTuple):

@@ -43,11 +43,12 @@ BACKENDS: dict[str, ExpertFunction] = {
 }
 
 
-def choose_backend(config: TextConfig, platform: str, *, quantized: bool = False) -> str:
+def choose_backend(config: TextConfig, platform: str, *, quantized: bool = False, kernels: bool = True) -> str:
     """The backend for a device ("cpu", "gpu", ...): all experts unless that costs much more than the chosen ones.
 
-    Blocks on a GPU wherever they can be cut. Buckets read weights of one canvas as fast, but the host waits for the
-    choice of every layer's capacity, and tokens are gathered into room for the busiest expert.
+    Blocks on a GPU that runs the `kernels`, where sizes are multiples of 32. Buckets read weights of one canvas as
+    fast, but the host waits for the choice of every layer's capacity, and tokens are gathered into room for the
+    busiest expert.
     """
     if config.num_experts <= 4 * config.top_k_experts:
         return "all_experts"
@@ -55,7 +56,7 @@ def choose_backend(config: TextConfig, platform: str, *, quantized: bool = False
         return "expert_blocks"
     if platform == "tpu" and not quantized:
         return "gmm"
-    blocks = platform == "gpu" and supports(config.moe_intermediate_size, config.hidden_size)
+    blocks = platform == "gpu" and kernels and supports(config.moe_intermediate_size, config.hidden_size)
     return "grouped_blocks" if blocks else "capacity_buckets"
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from dgemma_jax.model import gpu
 from dgemma_jax.model.mlp import gelu
 from dgemma_jax.model.moe_grouped import grouped_blocks, supports
 from dgemma_jax.model.parameter import einsum
@@ -40,17 +41,13 @@ def capacity_buckets(x_AD: jax.Array, routing: Routing, gate_up_EFD: jax.Array, 
     sizes = (*(size for size in CAPACITIES if size < A), A)
     runs: list[Callable[..., jax.Array]] = [functools.partial(_run, size) for size in sizes]
     _, width, hidden = down_EDF.shape
-    if _on_gpu() and supports(hidden, width):
+    if gpu.runs_kernels() and supports(hidden, width):
         # Over all experts, of which a device may have some: then it has as many of the choices.
         mean = A * X / routing.probability_AE.shape[1]
         sizes = tuple(size for size in sizes if size <= max(CROWDED * mean, CAPACITIES[0]))
         runs = [*runs[: len(sizes)], _crowded]
     bucket = jnp.searchsorted(jnp.asarray(sizes), jnp.max(so_far_ZE[-1]))
     return jax.lax.switch(bucket, runs, x_AD, routing, rank_AX, gate_up_EFD, down_EDF)
-
-
-def _on_gpu() -> bool:
-    return jax.default_backend() == "gpu"
 
 
 def _crowded(

@@ -108,6 +108,8 @@ def _run(x_ZK: jax.Array, row_Z: jax.Array, expert_J: jax.Array, weight: Any, *,
     cut = FEW if rows == FEW.rows else MANY
     # Tiles that are being read lie in shared memory together: of float32 half as many inputs.
     outputs, inputs = math.gcd(N, cut.outputs), math.gcd(K, cut.inputs * 2 // x_ZK.dtype.itemsize)
+    if isinstance(weight, Quantized) and weight.bits == 4 and (group := K // weight.scale.shape[-1]) < LEAST:
+        raise ValueError(f"grouped_blocks needs groups of at least {LEAST} inputs with a scale, found {group}")
     if min(outputs, inputs) < LEAST:
         raise ValueError(f"grouped_blocks needs multiples of {LEAST}, found a matrix of {N} outputs and {K} inputs")
     tiling = Tiling(E, J, rows, outputs, inputs, K, N, len(x_ZK), gated)

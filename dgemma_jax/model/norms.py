@@ -10,11 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from dgemma_jax.model.gpu import cuda_capability
+from dgemma_jax.model import gpu
 from dgemma_jax.model.parameter import constant
-
-LEAST_CAPABILITY = 8
-"""Of CUDA devices: what Pallas' Triton backend, and bfloat16, ask for."""
 
 
 def rms_norm(x: jax.Array, scale: jax.Array | None, epsilon: float) -> jax.Array:
@@ -44,11 +41,7 @@ def run_as_kernels(x: jax.Array, mesh: Mesh | None) -> bool:
 
     On one device: a mesh cuts rows over devices, which a kernel cannot be told.
     """
-    return mesh is None and x.dtype == jnp.bfloat16 and _on_gpu()
-
-
-def _on_gpu() -> bool:
-    return cuda_capability() >= LEAST_CAPABILITY
+    return mesh is None and x.dtype == jnp.bfloat16 and gpu.runs_kernels()
 
 
 def with_gradient_of(plain: Callable[..., Any], kernel: Callable[..., Any]) -> Callable[..., Any]:

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
+from dgemma_jax.model import gpu
+
 TOKENS, CHOOSING_WARPS = 4, 4
 """Tokens of a program of kernel 1, and its threads in 32. A row of 128 experts lies in 32 threads. These numbers and
 those of kernel 2 were measured on an H200: docs/performance.md."""
@@ -47,7 +49,7 @@ class Blocks(NamedTuple):
 
 def fits(E: int, X: int) -> bool:
     """Whether a router's sizes are such, on a device that runs the kernels. Few experts all run: see `moe.py`."""
-    return jax.default_backend() == "gpu" and E.bit_count() == 1 and max(4 * X, LEAST_EXPERTS - 1) < E
+    return gpu.runs_kernels() and E.bit_count() == 1 and max(4 * X, LEAST_EXPERTS - 1) < E
 
 
 def choose(score_AE: jax.Array, scale_E: jax.Array, X: int) -> Choice:

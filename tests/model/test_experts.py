@@ -123,6 +123,7 @@ def test_the_backend_is_chosen_by_device_and_by_what_all_experts_would_waste() -
     assert choose_backend(few, "cpu") == choose_backend(few, "gpu") == "all_experts"
     assert choose_backend(DIFFUSION_GEMMA_26B_A4B.text, "gpu") == "grouped_blocks"
     assert choose_backend(DIFFUSION_GEMMA_26B_A4B.text, "gpu", quantized=True) == "grouped_blocks"
+    assert choose_backend(DIFFUSION_GEMMA_26B_A4B.text, "gpu", kernels=False) == "capacity_buckets"
     assert choose_backend(DIFFUSION_GEMMA_26B_A4B.text, "tpu") == "gmm"
     assert choose_backend(DIFFUSION_GEMMA_26B_A4B.text, "tpu", quantized=True) == "capacity_buckets"
 

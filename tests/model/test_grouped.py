@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,9 @@ import pytest
 from abstract_gpu import h200
 from tolerances import ROUNDING
 
+from dgemma_jax.checkpoint.quantize import full, group_size, quantize
 from dgemma_jax.config import DIFFUSION_GEMMA_26B_A4B
-from dgemma_jax.model import moe_buckets, moe_grouped
+from dgemma_jax.model import gpu, moe_buckets, moe_grouped
 from dgemma_jax.model.expert_parallel import of_device
 from dgemma_jax.model.moe import all_experts
 from dgemma_jax.model.moe_buckets import capacity_buckets
@@ -22,6 +24,7 @@ from dgemma_jax.model.quantized import Quantized
 from dgemma_jax.model.router import Routing
 
 E, D, F = 6, 32, 32
+EXPERTS = ("text", "layers", 0, "experts", "gate_up_EFD")
 FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
 
 
@@ -45,6 +48,22 @@ def test_an_expert_with_several_blocks_and_one_with_none_are_summed_alike(tokens
     x_AD, gate_up, down = numbers(1, tokens, D), numbers(2, E, 2 * F, D), numbers(3, E, D, F)
     for routing in (crowded(tokens), routing_of(np.tile([2, 4], (tokens, 1)))):
         found = grouped_blocks(x_AD, routing, gate_up, down)
+        np.testing.assert_allclose(found, all_experts(x_AD, routing, gate_up, down), rtol=0, atol=ROUNDING)
+
+
+@pytest.mark.parametrize("kind", ["full", "int8", "int4"])
+@pytest.mark.parametrize("tokens", [40, 150])
+def test_matrices_of_several_tiles_are_multiplied_whole(tokens: int, kind: Any) -> None:
+    """Three tiles of outputs and of inputs, and three groups of four bits in each half; blocks few and many rows."""
+    x_AD, gate_up, down = numbers(1, tokens, 192), numbers(2, E, 2 * 96, 192), numbers(3, E, 192, 96)
+    weights: list[Any] = [gate_up, down]
+    if kind != "full":
+        weights = [quantize(np.asarray(weight), EXPERTS, kind) for weight in weights]
+        gate_up, down = (
+            jnp.asarray(full(few, whole.shape)) for few, whole in zip(weights, (gate_up, down), strict=True)
+        )
+    for routing in (crowded(tokens), routing_of(np.tile([2, 4], (tokens, 1)))):
+        found = grouped_blocks(x_AD, routing, *weights)
         np.testing.assert_allclose(found, all_experts(x_AD, routing, gate_up, down), rtol=0, atol=ROUNDING)
 
 
@@ -105,6 +124,15 @@ def test_every_8_bit_float_is_multiplied_as_the_number_it_is(dtype: str) -> None
     np.testing.assert_array_equal(np.asarray(found, np.float32).T.ravel(), values.view(FP8).astype(np.float32))
 
 
+def test_groups_that_are_too_small_to_multiply_are_refused() -> None:
+    weights = (
+        quantize(np.asarray(weight), EXPERTS, "int4") for weight in (numbers(2, E, 96, 48), numbers(3, E, 48, 48))
+    )
+    assert group_size(48) == 8
+    with pytest.raises(ValueError, match="groups of at least 16 inputs with a scale, found 8"):
+        grouped_blocks(numbers(1, 4, 48), crowded(4), *weights)
+
+
 def test_matrices_that_cannot_be_cut_are_refused_with_their_sizes() -> None:
     assert supports(704, 2816) and not supports(24, 64)
     with pytest.raises(ValueError, match="multiples of 16, found a matrix of 5 outputs and 32 inputs"):
@@ -133,7 +161,7 @@ def test_on_a_gpu_buckets_leave_crowded_experts_to_the_kernels(
 
     monkeypatch.setattr(moe_buckets, "grouped_blocks", watched)
     monkeypatch.setattr(moe_buckets, "CROWDED", 2)
-    monkeypatch.setattr(moe_buckets, "_on_gpu", lambda: True)
+    monkeypatch.setattr(gpu, "runs_kernels", lambda: True)
     for routing, times in ((even, 0), (crowded(150), 1)):
         local = routing if devices == 1 else first_half(routing)
         found = jax.block_until_ready(capacity_buckets(x_AD, local, *here))

@@ -13,7 +13,7 @@ from flax import nnx
 from tolerances import ROUNDING
 
 from dgemma_jax.config import DIFFUSION_GEMMA_26B_A4B, FULL, SLIDING, LayerType
-from dgemma_jax.model import head_norms, norms
+from dgemma_jax.model import gpu, head_norms
 from dgemma_jax.model.head_norms import Heads, Scales, fits, norm_heads_by_kernel, norm_heads_plainly
 from dgemma_jax.model.rope import Rotation, rotation, text_frequencies
 from dgemma_jax.model.self_attention import Attention
@@ -24,7 +24,7 @@ SHRUNK = dataclasses.replace(
     hidden_size=32,
     num_attention_heads=8,
     num_key_value_heads=4,
-    num_global_key_value_heads=1,
+    num_global_key_value_heads=2,
     head_dim=32,
     global_head_dim=64,
 )
@@ -51,10 +51,14 @@ def far(found: object, wanted: object) -> list[float]:
     return [float(jnp.sqrt(jnp.mean((x.astype("float32") - y) ** 2))) for x, y in pairs]
 
 
+@pytest.mark.parametrize("numbers_of_program", [head_norms.NUMBERS, 256])
 @pytest.mark.parametrize("rows", [1, 2])
 @pytest.mark.parametrize("kind", [SLIDING, FULL])
-def test_the_kernel_is_the_plain_norms_and_rotation(kind: LayerType, rows: int) -> None:
-    """Several programs, of which those of sliding layers have several tokens."""
+def test_the_kernel_is_the_plain_norms_and_rotation(
+    kind: LayerType, rows: int, numbers_of_program: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One program a token, and several that have some of its heads each."""
+    monkeypatch.setattr(head_norms, "NUMBERS", numbers_of_program)
     arguments = case(kind, rows)
     found, wanted = norm_heads_by_kernel(*arguments, EPSILON), norm_heads_plainly(*arguments, EPSILON)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=ROUNDING), found, wanted)
@@ -81,7 +85,7 @@ def test_a_gradient_goes_back_through_it_as_through_the_plain_way() -> None:
 def test_it_takes_powers_of_two_in_bfloat16_on_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     raw, *_ = case(SLIDING, 1, "bfloat16")
     assert not fits(raw, None), "no GPU"
-    monkeypatch.setattr(norms, "_on_gpu", lambda: True)
+    monkeypatch.setattr(gpu, "runs_kernels", lambda: True)
     assert fits(raw, None)
     assert not fits(raw, jax.make_mesh((1,), ("x",)))
     assert not fits(jax.tree.map(lambda x: x.astype("float32"), raw), None)
@@ -100,11 +104,11 @@ def test_it_runs_where_the_compiler_of_kernels_does(
 
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     monkeypatch.setattr(jax, "devices", lambda: [Device()])
-    assert norms._on_gpu() == runs
+    assert gpu.runs_kernels() == runs
 
 
 def test_a_layer_hands_its_heads_to_the_kernel_on_one_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(norms, "_on_gpu", lambda: True)
+    monkeypatch.setattr(gpu, "runs_kernels", lambda: True)
     layer = Attention(SHRUNK, FULL, nnx.Rngs(0), jnp.dtype("bfloat16"))
     x, turn = numbers(6, 1, 6, 32, dtype="bfloat16"), case(FULL, 1, "bfloat16")[-1]
     calls: list[int] = []
@@ -124,6 +128,22 @@ def test_a_layer_hands_its_heads_to_the_kernel_on_one_device(monkeypatch: pytest
     )
 
 
+def lowered(arguments: tuple[Heads, Scales, Rotation], monkeypatch: pytest.MonkeyPatch) -> str:
+    """The kernel's program for a GPU."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    with h200():
+        traced = jax.jit(norm_heads_by_kernel, static_argnums=3).trace(*arguments, EPSILON)
+        return traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
+def shapes(rows: int, tokens: int, H: int, K: int, C: int) -> tuple[Heads, Scales, Rotation]:
+    def array(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+
+    key, angle = array(rows, tokens, K, C), array(rows, tokens, C)
+    return Heads(array(rows, tokens, H, C), key, key), Scales(array(C), array(C)), Rotation(angle, angle)
+
+
 @pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
 @pytest.mark.parametrize("rows", [1, 4])
 @pytest.mark.parametrize("kind", [SLIDING, FULL])
@@ -131,15 +151,11 @@ def test_the_kernel_of_the_published_sizes_lowers_for_cuda_without_a_device(
     kind: LayerType, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text, canvas = DIFFUSION_GEMMA_26B_A4B.text, DIFFUSION_GEMMA_26B_A4B.canvas_length
+    sizes = text.num_attention_heads, text.key_value_heads(kind), text.head_size(kind)
+    assert "head_norms" in lowered(shapes(rows, canvas, *sizes), monkeypatch)
 
-    def array(*shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, jnp.bfloat16)
 
-    H, K, C = text.num_attention_heads, text.key_value_heads(kind), text.head_size(kind)
-    key, angle = array(rows, canvas, K, C), array(rows, canvas, C)
-    arguments = Heads(array(rows, canvas, H, C), key, key), Scales(array(C), array(C)), Rotation(angle, angle)
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    with h200():
-        traced = jax.jit(norm_heads_by_kernel, static_argnums=3).trace(*arguments, EPSILON)
-        lowered = traced.lower(lowering_platforms=("cuda",))
-    assert "head_norms" in lowered.as_text()
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
+def test_twelve_key_heads_are_taken_by_powers_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles of three heads do not lower."""
+    assert "head_norms" in lowered(shapes(1, 32, 12, 12, 64), monkeypatch)

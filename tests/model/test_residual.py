@@ -15,7 +15,7 @@ from flax import nnx
 from tolerances import ROUNDING
 
 from dgemma_jax.config import DIFFUSION_GEMMA_26B_A4B, FULL
-from dgemma_jax.model import norms, residual
+from dgemma_jax.model import gpu, residual
 from dgemma_jax.model.layer import Layer
 from dgemma_jax.model.residual import (
     AttendedScales,
@@ -102,7 +102,7 @@ def test_a_layer_adds_by_kernels_on_one_gpu(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(residual, kernel.__name__, watched)
     plain_x, *_ = layer.run(x, turn, None, None, "decoder")
     assert calls == [], "there is no GPU here"
-    monkeypatch.setattr(norms, "_on_gpu", lambda: True)
+    monkeypatch.setattr(gpu, "runs_kernels", lambda: True)
     by_kernel, *_ = layer.run(x, turn, None, None, "decoder")
     assert calls == ["add_attended_by_kernel", "add_branches_by_kernel"]
     np.testing.assert_allclose(np.float32(by_kernel), np.float32(plain_x), rtol=0, atol=0.06)
