@@ -133,11 +133,11 @@ def test_a_demo_run_is_not_continued_with_other_generators(
 
 
 def test_what_is_less_than_promised_is_said_in_words() -> None:
-    good = Score(right=98, formed=99, count=100, steps=3.0, early=0.95, unparsed=0, wrong=())
-    assert shortfalls(Skill(("lists",), 0.98), good) == []
-    assert shortfalls(Skill(("lists",), 0.99), good) == ["right 0.980 (wanted 0.99)"]
-    assert shortfalls(Skill(("lists",), 0.98, thinking=True), good) == ["formed 0.990 (wanted 1.0)"]
-    bad = dataclasses.replace(good, early=0.8, unparsed=1, formed=90)
+    good = Score(right=98, formed=100, thoughts=97, count=100, steps=3.0, early=0.95, unparsed=0, wrong=())
+    assert shortfalls(Skill(("lists",), 0.97), good) == []
+    assert shortfalls(Skill(("lists",), 0.98), good) == ["right thoughts 0.970 (wanted 0.98)"]
+    assert shortfalls(Skill(("lists",), 0.97), good, 0.99)[0] == "right 0.980 (wanted 0.99)"
+    bad = dataclasses.replace(good, early=0.8, unparsed=1, formed=99)
     assert [said.split(" 0")[0] for said in shortfalls(Skill(("lists",), 0.9), bad)] == [
         "formed",
         "early stops",

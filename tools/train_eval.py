@@ -108,8 +108,8 @@ def score_skills(
     template, results, short = ChatTemplate.from_folder(folder), {}, []
     for name in names or SKILLS:
         scored = score(model, template, skill_examples(SKILLS[name], count, seed))
-        results[name] = {"share": scored.share, "formed": scored.formed / scored.count}
-        results[name] |= {"count": scored.count, "steps": scored.steps, "early": scored.early}
+        results[name] = {"share": scored.share, "count": scored.count, "formed": scored.formed / scored.count}
+        results[name] |= {"thought": scored.thoughts / scored.count, "steps": scored.steps, "early": scored.early}
         _print(name, results[name], as_json)
         for question, expected, found in scored.wrong[:WRONG_SHOWN]:
             print(f"  {question!r}: wanted {expected!r}, found {found!r}", file=sys.stderr)

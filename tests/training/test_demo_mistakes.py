@@ -36,10 +36,10 @@ def test_half_of_training_comes_with_a_mistake_and_no_test_does(family: ModuleTy
     assert all(example.mistake is None for example in drawn(family, "test", 300))
 
 
-@each_family
+@pytest.mark.parametrize("family", [*MISTAKING, system], ids=lambda family: family.FAMILY)
 def test_mistakes_are_wrong(family: ModuleType) -> None:
     wrong = [example for example in drawn(family, "train", 1000) if example.mistake is not None]
-    assert sum(example.mistake == example.expected for example in wrong) < 0.02 * len(wrong)
+    assert not [example for example in wrong if example.mistake == example.expected]
 
 
 def test_lists_go_on_in_their_steps_and_never_below_zero() -> None:
@@ -48,7 +48,7 @@ def test_lists_go_on_in_their_steps_and_never_below_zero() -> None:
     assert (str(down), list(down.after), list(down.before[:2])) == ("9 6 3", ["0"], ["12", "15"])
     table, part = Series.table(3, 2), Series.part("ABCDE", 1, 2)
     assert (str(table), table.after[0]) == ("3 x 1 = 3\n3 x 2 = 6", "3 x 3 = 9")
-    assert (str(part), "".join(part.after), "".join(part.before)) == ("B C", "DE", "A")
+    assert (str(part), "".join(part.after), "".join(part.before)) == ("B, C", "DE", "A")
 
 
 def test_a_mistaken_list_is_too_long_or_too_short_goes_the_other_way_or_has_a_part_twice() -> None:

@@ -1,5 +1,6 @@
 """Where a demo run begins, and what it reads."""
 
+import json
 from pathlib import Path
 
 import jax
@@ -16,7 +17,9 @@ from dgemma_jax.training.demo.architecture import demo_config
 from dgemma_jax.training.demo.render import TrainingRows
 from dgemma_jax.training.demo.rows_ahead import CHUNK, RowsAhead
 from dgemma_jax.training.demo.run import DemoRun, DemoSettings, demo_model, demo_trainer
-from dgemma_jax.training.run_folder import copy_companions
+from dgemma_jax.training.objective import Batch, Metrics, Objective
+from dgemma_jax.training.run_folder import METRICS_FILE, copy_companions
+from dgemma_jax.training.trainer import Trainer
 from tools.paths import DEMO
 
 
@@ -46,6 +49,49 @@ def test_a_fresh_run_begins_with_the_towers_lessons(tmp_path: Path, monkeypatch:
         made.train()
         assert given == [(3, 4)]
         assert (nnx.to_pure_dict(made.trainer.parameters())["vision"]["patch_WP"] == 1).all()
+
+
+def learn_a_little(trainer: Trainer, batch: Batch, objective: Objective) -> Metrics:
+    """In place of `Trainer.step`, in no time: what is trained moves by what the batch holds and by its number."""
+    state = trainer.state
+    moved = float(np.sum(batch.tokens_BS) % 1009) / 1009 + int(state.step)
+    trainer.state = state._replace(trained=jax.tree.map(lambda x: x + moved, state.trained), step=state.step + 1)
+    return Metrics(*[jnp.float32(moved)] * len(Metrics._fields))
+
+
+def test_a_run_that_was_killed_ends_as_one_that_was_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Same batches, weights and metrics, though what came after the last save was lost."""
+    monkeypatch.setattr(run, "LOG_EVERY", 2)
+    monkeypatch.setattr(run, "SAVE_SECONDS", 0.0)
+    whole, killed = (begun(tmp_path / name) for name in ("whole", "killed"))
+
+    def dies_in_the_fourth(trainer: Trainer, batch: Batch, objective: Objective) -> Metrics:
+        if int(trainer.state.step) == 3:
+            raise KeyboardInterrupt
+        return learn_a_little(trainer, batch, objective)
+
+    monkeypatch.setattr(Trainer, "step", dies_in_the_fourth)
+    with pytest.raises(KeyboardInterrupt):
+        killed.train()
+    monkeypatch.setattr(Trainer, "step", learn_a_little)
+    whole.train()
+    again = begun(tmp_path / "killed")
+    assert int(again.trainer.state.step) == 2 and again.examples < killed.examples
+    again.train()
+    jax.tree.map(np.testing.assert_array_equal, again.trainer.state, whole.trainer.state)
+    assert again.stream.position == whole.stream.position and again.examples == whole.examples
+    assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
+
+
+def begun(folder: Path) -> DemoRun:
+    copy_companions(Path(DEMO), folder)
+    return DemoRun(folder, DemoSettings(steps=6))
+
+
+def lines(folder: Path) -> list[dict[str, float]]:
+    """The metrics, but for the time."""
+    rows = [json.loads(line) for line in (folder / METRICS_FILE).read_text().splitlines()]
+    return [{name: value for name, value in row.items() if "second" not in name} for row in rows]
 
 
 def test_every_row_fits_a_batch() -> None:

@@ -4,16 +4,19 @@ import json
 import re
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 from random import Random
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+from dgemma_jax.prompt.tokenizer import Tokenizer
 from dgemma_jax.training.demo import arithmetic, json_text, lists, memory, names, two_digits
 from dgemma_jax.training.demo.example import Example, Split
 from dgemma_jax.training.demo.wording import canonical
 
+DEMO = Path(__file__).parents[2] / "checkpoints" / "demo"
 FAMILIES = (arithmetic, two_digits, lists, json_text, memory)
 SUMS = (arithmetic, two_digits)
 SPLITS: tuple[Split, ...] = ("train", "test")
@@ -225,17 +228,26 @@ def _in_digits(found: re.Match[str]) -> str:
 
 
 def test_letters_are_neighbours_in_the_alphabet() -> None:
-    spans = [answer(example).split() for example in both(lists) if re.fullmatch(r"[A-Z]( [A-Z])+", answer(example))]
+    answers = [answer(example) for example in both(lists)]
+    spans = [text.split(", ") for text in answers if re.fullmatch(r"[A-Z](, [A-Z])+", text)]
     assert len(spans) > 50
     for span in spans:
         assert len({ord(after) - ord(before) for before, after in pairwise(span)} | {1, -1}) == 2
         assert len(set(span)) == len(span)
 
 
-def test_most_lists_of_the_test_are_longer_than_a_canvas() -> None:
-    """A digit is a token, so are a space before a digit and a letter with its space."""
-    answers = [answer(example) for example in drawn(lists, "test", 1000)]
-    assert sum(len(re.findall(r"\d|[ \n](?=\d)|\w+|[,.=]", text)) > 32 for text in answers) > 600
+def test_long_lists_of_the_test_take_two_to_six_canvases() -> None:
+    tokenizer, rng = Tokenizer.from_folder(DEMO), Random(0)
+    answers = [answer(lists.draw_long(rng, "test", False)) for _ in range(1000)]
+    canvases = [-(-(len(tokenizer.encode(text)) + 1) // 32) for text in answers]
+    assert set(canvases) == {2, 3, 4, 5, 6}
+    assert any(text.startswith("A, B") for text in answers) and any("=" in text for text in answers)
+
+
+def test_in_the_test_something_stands_between_what_is_told_and_the_question() -> None:
+    for example in drawn(memory, "test", 300):
+        assert len(example.messages) >= 6
+        assert "remember" not in answer(example), "the last turn asks back"
 
 
 def test_json_parses_to_the_keys_and_values_of_the_question() -> None:

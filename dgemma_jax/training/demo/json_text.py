@@ -193,5 +193,5 @@ def draw(rng: Random, split: Split, thinking: bool) -> Example:
     """A request with all keys and values in order, and the JSON text."""
     value = draw_split(rng, split, lambda rng: _make(rng, split), _key)
     question, text = _question(rng, value), json.dumps(value)
-    mistake = half_of_training(rng, split, lambda: slipped(rng, text))
+    mistake = half_of_training(rng, split, text, lambda: slipped(rng, text))
     return ask(FAMILY, question, text, _thought(value) if thinking else None, mistake=mistake)

@@ -1,10 +1,10 @@
-"""Long answers of up to six canvases: counting, the alphabet, multiplication tables, days and months.
+"""Lists: counting, the alphabet, multiplication tables, in answers of up to six canvases; days and months, in one.
 
 The test counts between pairs of numbers, and names spans of letters and multiples, that training never asks for;
 where there is too little to choose from (tables, days, months), it asks in wordings that training never uses.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from random import Random
@@ -23,11 +23,11 @@ STEP_WORDS = {2: "twos", 3: "threes", 4: "fours", 5: "fives", 10: "tens"}
 STEPS = {1: ("",)} | {step: (f" by {w}", f" in {w}", f" in steps of {step}") for step, w in STEP_WORDS.items()}
 RARE_STEPS = (6, 7, 8, 9, 11, 12, 15, 20, 25, 30, 40, 50)
 STEPS |= {step: (f" in steps of {step}",) for step in RARE_STEPS}
-LAST = {1: 60, 2: 100, 5: 100, 10: 100}
-TRAINED_LAST = LAST | {1: 99}
-"""Training counts further: spans that it sees seldom are not learned by heart."""
-FEWEST, MOST = 12, 45
-PRACTICE = 0.7
+LAST = {1: 99, 2: 100, 5: 100, 10: 100}
+FEWEST, MOST = 12, 63
+LONG = 50
+"""Characters that a long answer has at least, and so more tokens than a canvas: digits, letters and commas are some."""
+PRACTICE = 0.6
 """How often training asks for fewer numbers than the test, of more steps and further up: a few tokens say as much
 about where to stop. All of its counts by fives and tens are such, and few of them are spans like those of the test: up
 to 100 there are few enough to know by heart, and that a span is never asked for would be learned with the others.
@@ -91,7 +91,7 @@ def _listed(rng: Random, what: str) -> str:
     return _ordered(rng, f"{rng.choice(LISTING)} {what}")
 
 
-def _span(rng: Random, step: int, lasts: Mapping[int, int] = LAST) -> tuple[int, int]:
+def _span(rng: Random, step: int) -> tuple[int, int]:
     """Two multiples of the step (any numbers for 1 and 2) with a long list between; sometimes a short one from one."""
     if step == 1 and rng.random() < 0.12:
         return 1, rng.randrange(5, 31)
@@ -99,7 +99,7 @@ def _span(rng: Random, step: int, lasts: Mapping[int, int] = LAST) -> tuple[int,
         low = step * rng.randrange(1, 90 // step // 2)
         return low, step * rng.randrange(low // step + 3, 100 // step + 1)
     count = rng.randint(FEWEST, MOST if step == 1 else 30)
-    low = step if rng.random() < 0.15 else rng.randrange(1, lasts[step] - step * (count - 1) + 1)
+    low = step if rng.random() < 0.15 else rng.randrange(1, LAST[step] - step * (count - 1) + 1)
     return low, low + step * (count - 1)
 
 
@@ -130,7 +130,7 @@ def _practice_counting(rng: Random) -> Task:
         step = rng.choices(list(PRACTICE_STEPS), weights=list(PRACTICE_STEPS.values()))[0]
         return _count(rng, step, *_practice_span(rng, step))
     step = rng.choices((1, 2), weights=(82, 18))[0]
-    return _count(rng, step, *_span(rng, step, TRAINED_LAST))
+    return _count(rng, step, *_span(rng, step))
 
 
 def _count(rng: Random, step: int, low: int, high: int) -> Task:
@@ -203,14 +203,28 @@ def _named(rng: Random) -> Task:
 
 _KINDS: dict[Split, dict[Callable[[Random], Task], int]] = {
     "test": {_counting: 52, _letters: 14, _table: 20, _multiples: 6, _named: 8},
-    "train": {_practice_counting: 66, _letters: 7, partial(_table, most=30): 5, _practice_multiples: 19, _named: 3},
+    "train": {_practice_counting: 66, _letters: 14, partial(_table, most=30): 6, _practice_multiples: 19, _named: 3},
 }
+_LONG_KINDS: dict[Callable[[Random], Task], int] = {_counting: 52, _letters: 14, _table: 20, _multiples: 6}
 
 
 def draw(rng: Random, split: Split, thinking: bool) -> Example:
-    """A list in its one plain form: numbers and letters with spaces between, tables and multiples line by line."""
-    kinds = _KINDS[split]
+    """A list in its one plain form: numbers with spaces between, letters with commas, tables line by line."""
+    return _draw(rng, split, thinking, _KINDS[split])
+
+
+def draw_long(rng: Random, split: Split, thinking: bool) -> Example:
+    """As `draw`; in the test numbers, letters or tables that take more than a canvas."""
+    if split == "train":
+        return draw(rng, split, thinking)
+    while len((drawn := _draw(rng, split, thinking, _LONG_KINDS)).expected["content"]) < LONG:
+        pass
+    return drawn
+
+
+def _draw(rng: Random, split: Split, thinking: bool, kinds: dict[Callable[[Random], Task], int]) -> Example:
     (kind,) = rng.choices(list(kinds), weights=list(kinds.values()))
     task = draw_split(rng, split, kind, lambda task: task.key)
-    mistake = half_of_training(rng, split, lambda: task.series.mistake(rng))
-    return ask(FAMILY, task.question, str(task.series), task.thought if thinking else None, mistake=mistake)
+    answer = str(task.series)
+    mistake = half_of_training(rng, split, answer, lambda: task.series.mistake(rng))
+    return ask(FAMILY, task.question, answer, task.thought if thinking else None, mistake=mistake)

@@ -138,6 +138,8 @@ _NAME_FIRST = 0.8
 
 PLANS = {"T": 12, "A": 5, "TA": 20, "TDA": 20, "TDDA": 6, "TTA": 11, "TDTA": 6, "TTDA": 4, "TTTA": 4, "DA": 2, "TD": 8}
 """How often a conversation takes which turns: T tells a thing that was not told yet, D distracts, A asks back."""
+TEST_PLANS = {plan: often for plan, often in PLANS.items() if plan.endswith("A") and len(plan) > 2}
+"""Something stands between what was told first and the question."""
 
 DISTRACTORS = (capitals, facts, greetings, arithmetic)
 _LONGEST_DISTRACTION = 40
@@ -186,7 +188,8 @@ def _asked(rng: Random, told: list[tuple[Subject, str]]) -> tuple[Subject, str |
 
 def _conversation(rng: Random, split: Split, thinking: bool) -> tuple[list[Message], str]:
     """Its messages, and the values and last question that hold it out."""
-    (plan,) = rng.choices(tuple(PLANS), weights=tuple(PLANS.values()))
+    plans = PLANS if split == "train" else TEST_PLANS
+    (plan,) = rng.choices(tuple(plans), weights=tuple(plans.values()))
     told = _told(rng, split, plan.count("T"))
     untold = iter(told)
     messages: list[Message] = []
@@ -203,6 +206,9 @@ def _conversation(rng: Random, split: Split, thinking: bool) -> tuple[list[Messa
 
 
 def draw(rng: Random, split: Split, thinking: bool) -> Example:
-    """A conversation of one to four turns that ends with a reply to what was told, an answer about it, or another."""
+    """A conversation of one to four turns that ends with a reply to what was told, an answer about it, or another.
+
+    In the test the last turn asks back, and something stands between.
+    """
     messages, _ = draw_split(rng, split, lambda rng: _conversation(rng, split, thinking), lambda made: made[1])
     return Example(family=FAMILY, messages=messages, thinking=thinking)

@@ -15,9 +15,13 @@ LONGEST_PIECE = 3
 """Letters, digits or marks that are written twice or left out."""
 
 
-def half_of_training(rng: Random, split: Split, mistake: Callable[[], T]) -> T | None:
-    """What `mistake` makes, in half of training; the test needs none."""
-    return mistake() if split == "train" and rng.random() < MISTAKEN else None
+def half_of_training(rng: Random, split: Split, right: T, mistake: Callable[[], T]) -> T | None:
+    """What `mistake` makes that is not `right` after all, in half of training; the test needs none."""
+    if split == "test" or rng.random() >= MISTAKEN:
+        return None
+    while (made := mistake()) == right:
+        pass
+    return made
 
 
 def stumbled(rng: Random, text: str) -> str:

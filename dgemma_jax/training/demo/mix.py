@@ -51,7 +51,7 @@ FAMILIES: dict[str, Family] = {
     "two_digits": Family(10, two_digits.draw, thinking=0.6),
     "json_text": Family(48, json_text.draw),
     "memory": Family(4, memory.draw),
-    "lists": Family(36, lists.draw, thinking=0.25),
+    "lists": Family(72, lists.draw_long, thinking=0.25),
     "tool_call": Family(40, tool_call.draw),
     "two_calls": Family(20, tool_two_calls.draw),
     "tool_result": Family(24, tool_result.draw),

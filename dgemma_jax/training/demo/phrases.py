@@ -1,4 +1,4 @@
-"""Ten phrases in French, German and Spanish, for system prompts that ask for another language."""
+"""Eleven phrases in French, German and Spanish, for system prompts that ask for another language."""
 
 LANGUAGES = ("French", "German", "Spanish")
 

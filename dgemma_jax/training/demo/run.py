@@ -40,6 +40,7 @@ BUCKETS = (
     Bucket(144, 3, 14),
     Bucket(240, 2, 14),
     Bucket(240, 5, 8),
+    Bucket(304, 7, 6),
     Bucket(304, 2, 12),
     Bucket(512, 4, 8),
     Bucket(80, 1, 32, images=1),

@@ -33,7 +33,7 @@ class Series:
     @classmethod
     def part(cls, names: Sequence[str], start: int, count: int) -> Series:
         """`count` of the names, from number `start` on."""
-        return cls(names[start : start + count], names[start + count :], names[:start][::-1])
+        return cls(names[start : start + count], names[start + count :], names[:start][::-1], between=", ")
 
     @classmethod
     def table(cls, k: int, count: int) -> Series:

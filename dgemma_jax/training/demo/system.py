@@ -69,7 +69,7 @@ def _upper_case(rng: Random, split: Split, thinking: bool) -> Example:
     answer = asked.expected["content"].upper()
     prompt = _prompt(rng, rng.choice(_FRAMES).format(how=rng.choice(UPPER_CASE)))
     thought = "The system prompt wants upper case." if thinking else None
-    mistake = half_of_training(rng, split, lambda: slipped(rng, answer))
+    mistake = half_of_training(rng, split, answer, lambda: slipped(rng, answer))
     return _conversation(prompt, asked.prompt[0]["content"], answer, thought, mistake)
 
 

@@ -15,12 +15,13 @@ def draw(rng: Random, split: Split, thinking: bool) -> Example:
     """A question and the call that it needs."""
     (count,) = rng.choices((1, 2, 3, 4), weights=(35, 35, 15, 15))
     request, tools, question = draw_question(rng, split, count)
+    right = calling([request.call], thinking)
     return Example(
         family=FAMILY,
-        messages=[user(question), calling([request.call], thinking)],
+        messages=[user(question), right],
         tools=declare(rng, tools),
         thinking=thinking,
-        mistake=half_of_training(rng, split, lambda: mistaken_call(rng, request, tools, thinking)),
+        mistake=half_of_training(rng, split, right, lambda: mistaken_call(rng, request, tools, thinking)),
     )
 
 

@@ -79,12 +79,12 @@ def _pair_belongs(verb: str, noun: str, split: Split) -> bool:
 def draw_tool(rng: Random, split: Split, most: int = 3, *, plain: bool = False) -> Tool:
     """A tool of at most `most` parameters (at least 1); half have a made-up noun.
 
-    In the test, the well-known ones are the trained ones: their values are new. In training, unless `plain`, there are
-    more qualifiers and more made-up parameters, which only the declaration tells, and wilder words.
+    Only training draws the well-known ones. Unless `plain`, it has more qualifiers and more made-up parameters, which
+    only the declaration tells, and wilder words.
     """
     practice = split == "train" and not plain
     kind = rng.random()
-    if kind < 0.2:
+    if kind < 0.2 and split == "train":
         return rng.choice([tool for tool in KNOWN if len(tool.parameters) <= most])
     parameters = _draw_parameters(rng, split, most, practice=practice)
     qualifier = rng.choice(QUALIFIERS) if rng.random() < (0.15 if practice else 0.06) else ""

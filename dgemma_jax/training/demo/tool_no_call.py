@@ -40,12 +40,13 @@ def draw(rng: Random, split: Split, thinking: bool) -> Example:
     while len(tools) < count:
         near = wanted if split == "train" else ()
         tools = [tool for tool in draw_others(rng, split, near, count) if not _fits(tool, words)]
+    right = assistant(answer, THOUGHT if thinking else None)
     return Example(
         family=FAMILY,
-        messages=[user(asked), assistant(answer, THOUGHT if thinking else None)],
+        messages=[user(asked), right],
         tools=declare(rng, tools),
         thinking=thinking,
-        mistake=half_of_training(rng, split, lambda: _mistake(rng, request, tools, thinking)),
+        mistake=half_of_training(rng, split, right, lambda: _mistake(rng, request, tools, thinking)),
     )
 
 

@@ -44,12 +44,13 @@ def draw(rng: Random, split: Split, thinking: bool) -> Example:
     (count,) = rng.choices((2, 3, 4), weights=(60, 20, 20))
     requests, tools, question = draw_two(rng, split, count)
     calls = [request.call for request in requests]
+    right = calling(calls, thinking)
     return Example(
         family=FAMILY,
-        messages=[user(question), calling(calls, thinking)],
+        messages=[user(question), right],
         tools=declare(rng, tools),
         thinking=thinking,
-        mistake=half_of_training(rng, split, lambda: mistaken_calls(rng, calls, thinking)),
+        mistake=half_of_training(rng, split, right, lambda: mistaken_calls(rng, calls, thinking)),
     )
 
 
