@@ -40,6 +40,8 @@ class ApiError(Exception):
 class InvalidRequestError(ApiError):
     """The request is not one this server can carry out; `param` names the field."""
 
+    code = "invalid_value"
+
 
 class TooLongError(InvalidRequestError):
     """A prompt that leaves no room for a reply. `takes`: the prompt's name and verb; `tokens`: how many, or so."""

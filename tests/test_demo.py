@@ -1,9 +1,12 @@
 """The shipped demo model, through the real server and the official client: what a newcomer sees first."""
 
+import asyncio
 import contextlib
+import io
 import json
 import re
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 from aiohttp.test_utils import TestServer
@@ -21,13 +24,15 @@ from serve.handlers import WORKER
 
 NAME = "google/diffusiongemma-26b-a4b-it"
 EACH = 2
-ACCEPTED = 0.8  # of all skills together; the card has the share of each
+MOST_WRONG = 3  # of all skills together; the card has the share of each
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 PLAIN = {"chat_template_kwargs": {"thinking": False}}
 
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[CheckpointEngine]:
-    with contextlib.closing(CheckpointEngine.load(DEMO_CHECKPOINT, "bfloat16", slots=2)) as engine:
+    """As `python -m serve` loads it."""
+    with contextlib.closing(CheckpointEngine.load(DEMO_CHECKPOINT, "auto", slots=2)) as engine:
         yield engine
 
 
@@ -64,6 +69,21 @@ async def test_the_readmes_first_question_is_answered(client: AsyncOpenAI) -> No
     assert reply.choices[0].message.content == "The capital of France is Paris."
     assert reply.choices[0].finish_reason == "stop"
     assert 1 < reply.usage.diffusion["steps"] < 48, "denoised, and stopped early"
+
+
+async def test_the_readmes_examples_print_what_it_says(client: AsyncOpenAI) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    sdk, media, structured = (
+        next(block for block in blocks if name in block) for name in ("OpenAI(", "PIL", "BaseModel")
+    )
+    program = "\n".join((sdk, media, structured)).replace("http://127.0.0.1:8000/v1", str(client.base_url))
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        await asyncio.to_thread(exec, program, {"__name__": "readme"})
+    counted, *lines = printed.getvalue().splitlines()
+    assert counted == " ".join(map(str, range(1, 31)))
+    (promised,) = re.findall(r"\nprints\n\n```\n(.*?)```", README, re.DOTALL)
+    assert lines == [*promised.splitlines(), "name='Anna' age=31"]
 
 
 async def test_langchain_reads_the_same(client: AsyncOpenAI) -> None:
@@ -186,10 +206,12 @@ async def test_a_streamed_answer_fits_too(client: AsyncOpenAI) -> None:
 
 
 async def test_held_out_questions_of_every_skill_are_answered(client: AsyncOpenAI) -> None:
-    examples = [example for skill in SKILLS.values() for example in spread(skill_examples(skill, EACH, seed=7))]
-    replies = [await reply_to(client, example) for example in examples]
-    pairs = list(zip(examples, replies, strict=True))
-    wrong = [(question(e), expected(e), found(reply)) for e, reply in pairs if found(reply) != expected(e)]
-    assert len(wrong) <= (1 - ACCEPTED) * len(examples), json.dumps(wrong, indent=1)
-    unformed = [(question(e), reply) for e, reply in pairs if not is_formed(reply, e.thinking)]
-    assert not unformed
+    wrong: list[tuple[str, str, str, str]] = []
+    for name, skill in SKILLS.items():
+        for example in spread(skill_examples(skill, EACH, seed=7)):
+            reply = await reply_to(client, example)
+            assert is_formed(reply, example.thinking), (question(example), reply)
+            if found(reply) != expected(example):
+                wrong.append((name, question(example), expected(example), found(reply)))
+    failed = [name for name, *_ in wrong]
+    assert len(wrong) <= MOST_WRONG and len(set(failed)) == len(failed), json.dumps(wrong, indent=1)
