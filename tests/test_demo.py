@@ -10,17 +10,18 @@ from pathlib import Path
 
 import pytest
 from aiohttp.test_utils import TestServer
-from demo_requests import request_of
 from langchain_openai import ChatOpenAI
 from openai import AsyncOpenAI, pydantic_function_tool
 from pydantic import BaseModel, SecretStr
 
 from dgemma_jax.training.demo.acceptance import SKILLS, Reply, expected, found, is_formed, question, skill_examples
 from dgemma_jax.training.demo.example import Example
+from dgemma_jax.training.demo.requests import reply_of, request_of
 from serve.app import create_app
 from serve.checkpoint_engine import CheckpointEngine
 from serve.config import DEMO_CHECKPOINT, ServeConfig
 from serve.handlers import WORKER
+from tools import train
 
 NAME = "google/diffusiongemma-26b-a4b-it"
 EACH = 2
@@ -57,11 +58,10 @@ def spread(examples: list[Example]) -> list[Example]:
 
 async def reply_to(client: AsyncOpenAI, example: Example) -> Reply:
     """The server's answer to a drawn conversation."""
-    completion = await client.chat.completions.create(model=NAME, seed=0, **request_of(example))
-    choice = completion.choices[0]
-    calls = tuple((c.function.name, c.function.arguments) for c in choice.message.tool_calls or ())
-    thought = getattr(choice.message, "reasoning", None) or ""
-    return Reply(thought, choice.message.content or "", calls, choice.finish_reason in ("stop", "tool_calls"))
+    body = request_of(example)
+    own = {"chat_template_kwargs": body.pop("chat_template_kwargs")}
+    completion = await client.chat.completions.create(model=NAME, seed=0, extra_body=own, **body)
+    return reply_of(completion.model_dump())
 
 
 async def test_the_readmes_first_question_is_answered(client: AsyncOpenAI) -> None:
@@ -203,6 +203,19 @@ async def test_a_streamed_answer_fits_too(client: AsyncOpenAI) -> None:
     stream = await ask(client, ANNA, stream=True, response_format=wanted, max_tokens=64)
     text = "".join([chunk.choices[0].delta.content or "" async for chunk in stream if chunk.choices])
     assert Person.model_validate_json(text) == Person(name="Anna", age=31)
+
+
+async def test_the_skills_can_be_asked_of_a_running_server(
+    client: AsyncOpenAI, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = str(client.base_url).removesuffix("/v1/")
+    given = ["eval", "--server", server, "--count=2", "--skill=arithmetic", "--skill=image_colour", "--skill=tool_call"]
+    assert await asyncio.to_thread(train.main, [*given, "--least=0"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["arithmetic", "image_colour", "tool_call"]
+    assert all("formed 1.00" in line for line in lines)
+    refused = await asyncio.to_thread(train.main, ["eval", "--server", f"{server}/nowhere", "--skill=arithmetic"])
+    assert refused == 2 and "/nowhere/v1/models was answered 404" in capsys.readouterr().err
 
 
 async def test_held_out_questions_of_every_skill_are_answered(client: AsyncOpenAI) -> None:

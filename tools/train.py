@@ -91,7 +91,9 @@ def run_demo(options: argparse.Namespace) -> int:
     print(json.dumps({"out": str(options.out), "steps": options.steps, "seconds": round(run.seconds)}))
     if not options.questions:
         return 0
-    _, kept = train_eval.score_skills(dgemma_jax.load(options.out), options.out, count=options.questions)
+    _, kept = train_eval.score_skills(
+        train_eval.scorer(dgemma_jax.load(options.out), options.out), count=options.questions
+    )
     return int(not kept)
 
 

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,10 @@ from tools.paths import DEMO
 
 if TYPE_CHECKING:
     import dgemma_jax
+    from dgemma_jax.training.demo.acceptance import Score
+    from dgemma_jax.training.demo.example import Example
+
+Scorer = Callable[[Sequence["Example"]], "Score"]
 
 WRONG_SHOWN = 5
 COUNT, SEED = 200, 6
@@ -25,6 +29,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     """Declares the command."""
     score = commands.add_parser("eval", help="score a checkpoint; exit 1 if less than promised")
     score.add_argument("--checkpoint", type=Path, default=DEMO, help="folder (default: the shipped demo)")
+    score.add_argument("--server", metavar="URL", help="ask the demo's skills of a running server, as http://host:8000")
     score.add_argument("--lora", type=Path, help="folder of an adapter to add")
     score.add_argument("--quantize", choices=("int8", "int4"), help="weights of 8 or 4 bits (default: as they are)")
     score.add_argument("--data", type=Path, help="JSONL file of chats to answer (default: the demo's skills)")
@@ -39,6 +44,8 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prints the scores, and some wrong answers on stderr."""
+    if options.server is not None and (options.data or options.lora or options.quantize or options.steps):
+        raise ValueError("--server is asked as it runs: --data, --lora, --quantize and --steps do not go with it")
     return _run_data(options) if options.data is not None else _run_skills(options)
 
 
@@ -80,18 +87,32 @@ def _run_skills(options: argparse.Namespace) -> int:
 
     if unknown := set(options.skill or ()) - set(SKILLS):
         raise ValueError(f"unknown skill {', '.join(sorted(unknown))}; known are {', '.join(SKILLS)}")
-    count = options.count or COUNT
+    score = _scorer_of_server(options.server) if options.server else scorer(_load(options), options.checkpoint)
     results, kept = score_skills(
-        _load(options), options.checkpoint, options.skill, count, options.seed, options.least, options.json
+        score, options.skill, options.count or COUNT, options.seed, options.least, options.json
     )
     if options.json:
         print(json.dumps(results, indent=1))
     return int(not kept)
 
 
+def _scorer_of_server(url: str) -> Scorer:
+    from tools.train_eval_server import score
+
+    return lambda examples: score(url, examples)
+
+
+def scorer(model: dgemma_jax.Model, folder: Path) -> Scorer:
+    """Scores the model; `folder` has its chat template."""
+    from dgemma_jax.prompt.template import ChatTemplate
+    from dgemma_jax.training.demo.acceptance import score
+
+    template = ChatTemplate.from_folder(folder)
+    return lambda examples: score(model, template, examples)
+
+
 def score_skills(
-    model: dgemma_jax.Model,
-    folder: Path,
+    score: Scorer,
     names: Sequence[str] | None = None,
     count: int = COUNT,
     seed: int = SEED,
@@ -102,14 +123,14 @@ def score_skills(
 
     Prints a line for each, unless `as_json`; some wrong answers and all that is too little on stderr.
     """
-    from dgemma_jax.prompt.template import ChatTemplate
-    from dgemma_jax.training.demo.acceptance import SKILLS, score, shortfalls, skill_examples
+    from dgemma_jax.training.demo.acceptance import SKILLS, shortfalls, skill_examples
 
-    template, results, short = ChatTemplate.from_folder(folder), {}, []
+    results, short = {}, []
     for name in names or SKILLS:
-        scored = score(model, template, skill_examples(SKILLS[name], count, seed))
+        scored = score(skill_examples(SKILLS[name], count, seed))
         results[name] = {"share": scored.share, "count": scored.count, "formed": scored.formed / scored.count}
-        results[name] |= {"thought": scored.thoughts / scored.count, "steps": scored.steps, "early": scored.early}
+        results[name] |= {"thought": scored.thoughts / scored.count, "steps": scored.steps}
+        results[name] |= {} if scored.early is None else {"early": scored.early}
         _print(name, results[name], as_json)
         for question, expected, found in scored.wrong[:WRONG_SHOWN]:
             print(f"  {question!r}: wanted {expected!r}, found {found!r}", file=sys.stderr)

@@ -73,7 +73,7 @@ class Reply:
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """Results over some examples. `steps` per canvas; an early stop is one before the limit.
+    """Results over some examples. `steps` per canvas; an early stop is one before the limit, None where not told.
 
     `formed`: how many ended by themselves, with a thought exactly where thinking was on, and with an answer.
     `thoughts`: how many have the thought that leads to the answer, or rightly none.
@@ -85,7 +85,7 @@ class Score:
     thoughts: int
     count: int
     steps: float
-    early: float
+    early: float | None
     unparsed: int
     wrong: tuple[tuple[str, str, str], ...]
 
@@ -101,7 +101,7 @@ def shortfalls(skill: Skill, score: Score, least: float | None = None) -> list[s
         "right": (score.share, least),
         "formed": (score.formed / score.count, 1.0),
         "right thoughts": (score.thoughts / score.count, least),
-        "early stops": (score.early, LEAST_EARLY),
+        "early stops": (1.0 if score.early is None else score.early, LEAST_EARLY),
         "JSON that parses": (1 - score.unparsed / score.count, 1.0),
     }
     return [f"{name} {share:.3f} (wanted {wanted})" for name, (share, wanted) in found.items() if share < wanted]
@@ -126,20 +126,26 @@ def score(model: Model, template: ChatTemplate, examples: Sequence[Example]) -> 
     replies = [
         read_reply(model.tokenizer, row.prompt, answered.tokens) for row, answered in zip(rows, answers, strict=True)
     ]
+    steps = [taken for answered in answers for taken in answered.steps]
+    early = sum(taken < model.generation.max_denoising_steps for taken in steps) / len(steps)
+    return grade(examples, replies, sum(steps) / len(steps), early)
+
+
+def grade(examples: Sequence[Example], replies: Sequence[Reply], steps: float, early: float | None) -> Score:
+    """The replies to the examples; `steps` and `early` of them all."""
     pairs = list(zip(examples, replies, strict=True))
     wrong = tuple(
         (question(example), expected(example), found(reply))
         for example, reply in pairs
         if found(reply) != expected(example)
     )
-    steps = [taken for answered in answers for taken in answered.steps]
     return Score(
         right=len(pairs) - len(wrong),
         formed=sum(is_formed(reply, example.thinking) for example, reply in pairs),
         thoughts=sum(reply.thought == example.expected.get("reasoning", "") for example, reply in pairs),
         count=len(pairs),
-        steps=sum(steps) / len(steps),
-        early=sum(s < model.generation.max_denoising_steps for s in steps) / len(steps),
+        steps=steps,
+        early=early,
         unparsed=sum(example.family == "json_text" and not _is_json(reply.content) for example, reply in pairs),
         wrong=wrong,
     )

@@ -1,25 +1,36 @@
-"""Drawn conversations as bodies of `POST /v1/chat/completions`: pictures as PNG, clips as H.264, both as data URLs."""
+"""Drawn conversations as bodies of `POST /v1/chat/completions`, media as PNG and H.264 files, and what comes back."""
 
 import base64
 import io
 import json
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
 import av
 from PIL import Image
 
+from dgemma_jax.training.demo.acceptance import Reply
 from dgemma_jax.training.demo.example import Clip, Example, Medium, Message
 
 
 def request_of(example: Example) -> dict[str, Any]:
-    """The keyword arguments of the OpenAI client's `chat.completions.create`, but for the model's name."""
+    """The body of a request for what `example` expects, but for the model's name and a seed."""
     media = iter(example.media)
     body: dict[str, Any] = {
         "messages": [_message(message, media) for message in example.prompt],
-        "extra_body": {"chat_template_kwargs": {"thinking": example.thinking}},
+        "chat_template_kwargs": {"thinking": example.thinking},
     }
     return body | ({"tools": example.tools} if example.tools else {})
+
+
+def reply_of(completion: Mapping[str, Any]) -> Reply:
+    """What a completion says, as JSON decodes it."""
+    (choice,) = completion["choices"]
+    message = choice["message"]
+    made = tuple((call["function"]["name"], call["function"]["arguments"]) for call in message.get("tool_calls") or ())
+    ended = choice["finish_reason"] in ("stop", "tool_calls")
+    return Reply(message.get("reasoning") or "", message.get("content") or "", made, ended)
 
 
 def _message(message: Message, media: Any) -> Message:
