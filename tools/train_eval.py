@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Scorer = Callable[[Sequence["Example"]], "Score"]
 
 WRONG_SHOWN = 5
-COUNT, SEED = 200, 6
+COUNT, SEED = 200, 7
 """Questions of each demo skill, and which: those of the model card."""
 
 

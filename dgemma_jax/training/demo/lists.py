@@ -203,7 +203,7 @@ def _named(rng: Random) -> Task:
 
 _KINDS: dict[Split, dict[Callable[[Random], Task], int]] = {
     "test": {_counting: 52, _letters: 14, _table: 20, _multiples: 6, _named: 8},
-    "train": {_practice_counting: 66, _letters: 14, partial(_table, most=30): 6, _practice_multiples: 19, _named: 3},
+    "train": {_practice_counting: 66, _letters: 22, partial(_table, most=30): 6, _practice_multiples: 19, _named: 3},
 }
 _LONG_KINDS: dict[Callable[[Random], Task], int] = {_counting: 52, _letters: 14, _table: 20, _multiples: 6}
 

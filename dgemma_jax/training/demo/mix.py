@@ -52,7 +52,7 @@ FAMILIES: dict[str, Family] = {
     "json_text": Family(48, json_text.draw),
     "memory": Family(4, memory.draw),
     "lists": Family(72, lists.draw_long, thinking=0.25),
-    "tool_call": Family(40, tool_call.draw),
+    "tool_call": Family(60, tool_call.draw),
     "two_calls": Family(20, tool_two_calls.draw),
     "tool_result": Family(24, tool_result.draw),
     "no_call": Family(30, tool_no_call.draw),
