@@ -119,7 +119,7 @@ def score_skills(
     least: float | None = None,
     as_json: bool = False,
 ) -> tuple[dict[str, dict[str, float]], bool]:
-    """The scores of some of the demo's skills (None: of all), and whether each is what is promised.
+    """What `score` makes of some of the demo's skills (None: of all), and whether each is what is promised.
 
     Prints a line for each, unless `as_json`; some wrong answers and all that is too little on stderr.
     """
