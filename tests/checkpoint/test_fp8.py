@@ -95,7 +95,7 @@ def test_the_backend_is_chosen_for_weights_as_they_are_held(
     """Quantised where they stay in 8 bits: not on a mesh, where they are full."""
     held: list[bool] = []
 
-    def choose(*_: Any, quantized: bool) -> str:
+    def choose(*_: Any, quantized: bool, kernels: bool) -> str:
         held.append(quantized)
         return "expert_blocks"
 

@@ -47,7 +47,7 @@ BUCKETS = (
     Bucket(96, 1, 26, images=1),
     Bucket(144, 1, 16, images=1),
     Bucket(184, 1, 12, images=1),
-    Bucket(288, 3, 6, images=1),
+    Bucket(384, 3, 6, images=1),
     Bucket(120, 1, 20, images=2),
     Bucket(176, 1, 14, images=4),
 )
