@@ -9,7 +9,7 @@ from dgemma_jax.training.demo.example import Split
 
 T = TypeVar("T")
 
-MISTAKEN = 0.5
+WITH_MISTAKE = 0.5
 """Of training's examples, in families that know their mistakes, those that come with one."""
 LONGEST_PIECE = 3
 """Letters, digits or marks that are written twice or left out."""
@@ -17,7 +17,7 @@ LONGEST_PIECE = 3
 
 def half_of_training(rng: Random, split: Split, right: T, mistake: Callable[[], T]) -> T | None:
     """What `mistake` makes that is not `right` after all, in half of training; the test needs none."""
-    if split == "test" or rng.random() >= MISTAKEN:
+    if split == "test" or rng.random() >= WITH_MISTAKE:
         return None
     while (made := mistake()) == right:
         pass
